@@ -1,0 +1,1 @@
+//! Kernel requests to a `Volume` port.

@@ -1,0 +1,1 @@
+//! What a user types (`litefs.yml`) and what the code uses.

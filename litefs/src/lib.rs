@@ -1,0 +1,8 @@
+//! `litefs`: SQLite databases in a FUSE directory, replicated page by page to every node.
+//!
+//! Layers, top to bottom; nothing points up:
+//! `cmd -> {http, volume} -> replication -> store -> db -> {ltx, sqlite, disk}`.
+
+pub mod config;
+pub mod ltx;
+pub mod sqlite;

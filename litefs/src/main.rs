@@ -1,0 +1,3 @@
+//! The `litefs` program: dispatches to one file per subcommand.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! SQLite's own bytes: database header, rollback journal, WAL frames, wal-index, lock bytes.
