@@ -1,0 +1,1277 @@
+//! The file system itself: a mirror of a backing directory that asks its [`Volume`] before it acts.
+
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use parking_lot::RwLock;
+
+use crate::attr;
+use crate::inode::{Inodes, Node, OpenState};
+use crate::notify::Invalidator;
+use crate::volume::{Caller, Op, OpenRequest, Serve, Volume};
+
+/// How long the kernel may keep names and attributes; we tell it of every change that it does not make itself.
+const KEEP: Duration = Duration::from_secs(3600);
+const NO_KEEP: Duration = Duration::ZERO;
+
+pub(crate) struct MirrorFs<V: Volume> {
+    shared: Arc<Shared<V>>,
+}
+
+/// What session threads and the threads of blocking opens share.
+pub(crate) struct Shared<V: Volume> {
+    volume: Arc<V>,
+    root: Arc<OwnedFd>,
+    inodes: Arc<Inodes>,
+    want_passthrough: bool,
+    passthrough: AtomicBool,
+    is_root: bool,
+    umask: u32,
+}
+
+/// Lets the mount ask what the handshake agreed on.
+pub(crate) trait State {
+    fn passthrough_negotiated(&self) -> bool;
+}
+
+impl<V: Volume> State for Shared<V> {
+    fn passthrough_negotiated(&self) -> bool {
+        self.passthrough.load(Ordering::Relaxed)
+    }
+}
+
+type Res<T> = Result<T, Errno>;
+
+fn os(e: &io::Error) -> Errno {
+    Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn last() -> Errno {
+    os(&io::Error::last_os_error())
+}
+
+fn check(r: libc::c_int) -> Res<libc::c_int> {
+    if r < 0 { Err(last()) } else { Ok(r) }
+}
+
+fn cstr(path: &Path) -> Res<CString> {
+    let bytes = path.as_os_str().as_bytes();
+    CString::new(if bytes.is_empty() { b"." } else { bytes }).map_err(|_| Errno::EINVAL)
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        pid: req.pid(),
+    }
+}
+
+fn writable(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+impl<V: Volume> MirrorFs<V> {
+    pub(crate) fn new(
+        volume: Arc<V>,
+        backing: &Path,
+        want_passthrough: bool,
+    ) -> io::Result<MirrorFs<V>> {
+        let root: OwnedFd = File::open(backing)
+            .map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", backing.display())))?
+            .into();
+        let st = fstat(root.as_raw_fd()).map_err(|e| io::Error::from_raw_os_error(e.code()))?;
+        // SAFETY: geteuid and umask only read and set process state; the umask is set back at once.
+        let (is_root, umask) = unsafe {
+            let mask = libc::umask(0o022);
+            libc::umask(mask);
+            (libc::geteuid() == 0, mask)
+        };
+        Ok(MirrorFs {
+            shared: Arc::new(Shared {
+                volume,
+                root: Arc::new(root),
+                inodes: Arc::new(Inodes::new(attr::key(&st))),
+                want_passthrough,
+                passthrough: AtomicBool::new(false),
+                is_root,
+                umask,
+            }),
+        })
+    }
+
+    pub(crate) fn invalidator(&self) -> Invalidator {
+        Invalidator {
+            inodes: self.shared.inodes.clone(),
+            root: self.shared.root.clone(),
+            notifier: Arc::new(RwLock::new(None)),
+        }
+    }
+
+    pub(crate) fn state(&self) -> Arc<dyn State> {
+        self.shared.clone()
+    }
+}
+
+impl<V: Volume> Shared<V> {
+    fn node(&self, ino: INodeNo) -> Res<Arc<Node>> {
+        self.inodes.get(ino.0).ok_or(Errno::ESTALE)
+    }
+
+    fn stat_path(&self, path: &Path) -> Res<libc::stat> {
+        stat_at(self.root.as_raw_fd(), path)
+    }
+
+    fn stat_node(&self, node: &Node) -> Res<libc::stat> {
+        match node.open_file() {
+            Some(file) => fstat(file.as_raw_fd()),
+            None => self.stat_path(&node.path()),
+        }
+    }
+
+    fn virtual_attr(&self, node: &Node) -> Res<FileAttr> {
+        let file = self
+            .volume
+            .virtual_file(&node.path())
+            .ok_or(Errno::ENOENT)?;
+        Ok(attr::of_virtual(
+            node.ino,
+            file.data.len() as u64,
+            file.mtime,
+        ))
+    }
+
+    /// Finds a name, counting one lookup: the entry, and how long the kernel may keep it.
+    fn lookup(&self, parent: INodeNo, name: &OsStr) -> Res<(FileAttr, Duration)> {
+        let path = self.node(parent)?.child(name);
+        if self.volume.is_virtual_name(&path) {
+            return match self.volume.virtual_file(&path) {
+                Some(file) => {
+                    let node = self.inodes.intern_virtual(&path);
+                    Ok((
+                        attr::of_virtual(node.ino, file.data.len() as u64, file.mtime),
+                        NO_KEEP,
+                    ))
+                }
+                None => Ok((attr::negative(), NO_KEEP)),
+            };
+        }
+        match self.stat_path(&path) {
+            Ok(st) => Ok((
+                attr::from_stat(self.inodes.intern(attr::key(&st), &path).ino, &st),
+                KEEP,
+            )),
+            Err(e) if e.code() == libc::ENOENT => Ok((attr::negative(), KEEP)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Interns what was just made at a path.
+    fn made(&self, path: &Path) -> Res<FileAttr> {
+        let st = self.stat_path(path)?;
+        Ok(attr::from_stat(
+            self.inodes.intern(attr::key(&st), path).ino,
+            &st,
+        ))
+    }
+
+    fn refuse_virtual(&self, path: &Path) -> Res<()> {
+        if self.volume.is_virtual_name(path) {
+            Err(Errno::EPERM)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Gives a new file or directory to whoever asked for it, as a file system would.
+    fn give(&self, path: &Path, mode: u32, caller: Caller, is_link: bool) -> Res<()> {
+        let c = cstr(path)?;
+        if self.is_root && (caller.uid, caller.gid) != (0, 0) {
+            // SAFETY: `c` is NUL-terminated and lives through the call.
+            check(unsafe {
+                libc::fchownat(
+                    self.root.as_raw_fd(),
+                    c.as_ptr(),
+                    caller.uid,
+                    caller.gid,
+                    libc::AT_SYMLINK_NOFOLLOW,
+                )
+            })?;
+        }
+        if !is_link && mode & self.umask != 0 {
+            // SAFETY: as above.
+            check(unsafe { libc::fchmodat(self.root.as_raw_fd(), c.as_ptr(), mode & 0o7777, 0) })?;
+        }
+        Ok(())
+    }
+
+    fn open_backing_file(&self, path: &Path, flags: i32, mode: u32) -> Res<File> {
+        let c = cstr(path)?;
+        // SAFETY: `c` is NUL-terminated and lives through the call; the descriptor is ours alone.
+        unsafe {
+            let fd = check(libc::openat(
+                self.root.as_raw_fd(),
+                c.as_ptr(),
+                flags | libc::O_CLOEXEC | libc::O_NOFOLLOW,
+                mode,
+            ))?;
+            Ok(File::from_raw_fd(fd))
+        }
+    }
+
+    /// Puts the inode's shared file in place, writable if asked for.
+    fn ensure_file(&self, node: &Node, state: &mut OpenState, want_write: bool) -> Res<()> {
+        if state.file.is_some() && (state.file_writable || !want_write) {
+            return Ok(());
+        }
+        let path = node.path();
+        let (file, file_writable) = match self.open_backing_file(&path, libc::O_RDWR, 0) {
+            Ok(file) => (file, true),
+            Err(e) if want_write => return Err(e),
+            Err(_) => (self.open_backing_file(&path, libc::O_RDONLY, 0)?, false),
+        };
+        state.file = Some(Arc::new(file));
+        state.file_writable = file_writable;
+        Ok(())
+    }
+
+    /// Adds a handle to an inode: decides how it is served, within INV-FUSE-1.
+    fn add_handle(
+        &self,
+        node: &Node,
+        wanted: Serve,
+        want_write: bool,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Res<(FopenFlags, Option<Arc<BackingId>>)> {
+        let mut state = node.open.lock();
+        if state.handle_count == 0 {
+            // Whatever an earlier life of the inode left behind is void.
+            state.serve = None;
+            state.backing = None;
+        }
+        self.ensure_file(node, &mut state, want_write)?;
+        if state.serve.is_none() {
+            let mut serve = wanted;
+            if serve == Serve::Passthrough {
+                let file = state.file.clone().ok_or(Errno::EIO)?;
+                match self
+                    .passthrough
+                    .load(Ordering::Relaxed)
+                    .then(|| register(&file))
+                {
+                    Some(Ok(id)) => state.backing = Some(Arc::new(id)),
+                    Some(Err(error)) => {
+                        tracing::debug!(path = %node.path().display(), %error, "passthrough refused, serving from user space");
+                        serve = Serve::Cached;
+                    }
+                    None => serve = Serve::Cached,
+                }
+            }
+            state.serve = Some(serve);
+        }
+        state.handle_count += 1;
+        let flags = match state.serve {
+            Some(Serve::Passthrough) => FopenFlags::empty(),
+            Some(Serve::Direct) => FopenFlags::FOPEN_DIRECT_IO,
+            _ => FopenFlags::FOPEN_KEEP_CACHE,
+        };
+        Ok((flags, state.backing.clone()))
+    }
+
+    fn drop_handle(&self, node: &Node) {
+        let mut state = node.open.lock();
+        state.handle_count = state.handle_count.saturating_sub(1);
+        if state.handle_count == 0 {
+            *state = OpenState::default();
+        }
+    }
+
+    fn open_virtual(&self, node: &Node, flags: i32) -> Res<()> {
+        if writable(flags) {
+            return Err(Errno::EACCES);
+        }
+        let mut state = node.open.lock();
+        state.handle_count += 1;
+        Ok(())
+    }
+
+    fn open_now(&self, node: &Node, request: &OpenRequest<'_>, reply: ReplyOpen) {
+        let answer = match self.volume.open(request) {
+            Ok(answer) => answer,
+            Err(e) => return reply.error(e),
+        };
+        match self.add_handle(node, answer.serve, request.writable, |f| {
+            reply.open_backing(f)
+        }) {
+            Ok((flags, Some(id))) => reply.opened_passthrough(handle(answer.mark), flags, &id),
+            Ok((flags, None)) => reply.opened(handle(answer.mark), flags),
+            Err(e) => {
+                self.volume
+                    .released(request.path, request.writable, answer.mark);
+                reply.error(e);
+            }
+        }
+    }
+
+    fn with_before<T>(&self, op: &Op<'_>, caller: Caller, act: impl FnOnce() -> Res<T>) -> Res<T> {
+        self.volume.before(op, caller)?;
+        let result = act()?;
+        self.volume.after(op, caller);
+        Ok(result)
+    }
+
+    fn unlink(&self, path: &Path, caller: Caller, flags: i32) -> Res<()> {
+        self.refuse_virtual(path)?;
+        let st = self.stat_path(path)?;
+        let op = if flags == 0 {
+            Op::Unlink { path }
+        } else {
+            Op::Rmdir { path }
+        };
+        self.with_before(&op, caller, || {
+            let c = cstr(path)?;
+            // SAFETY: `c` is NUL-terminated and lives through the call.
+            check(unsafe { libc::unlinkat(self.root.as_raw_fd(), c.as_ptr(), flags) })?;
+            if st.st_nlink <= 1 || flags != 0 {
+                self.inodes.orphan(attr::key(&st));
+            }
+            Ok(())
+        })
+    }
+
+    fn rename(&self, from: &Path, to: &Path, flags: u32, caller: Caller) -> Res<()> {
+        self.refuse_virtual(from)?;
+        self.refuse_virtual(to)?;
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let replaced = self.stat_path(to).ok();
+        let moved = self.stat_path(from)?;
+        self.with_before(&Op::Rename { from, to, exchange }, caller, || {
+            let (a, b) = (cstr(from)?, cstr(to)?);
+            let root = self.root.as_raw_fd();
+            // SAFETY: both strings are NUL-terminated and live through the call.
+            check(unsafe { libc::renameat2(root, a.as_ptr(), root, b.as_ptr(), flags) })?;
+            if exchange {
+                self.inodes.exchanged(from, to);
+                return Ok(());
+            }
+            if let Some(st) = replaced
+                && attr::key(&st) != attr::key(&moved)
+                && (st.st_nlink <= 1 || st.st_mode & libc::S_IFMT == libc::S_IFDIR)
+            {
+                self.inodes.orphan(attr::key(&st));
+            }
+            self.inodes.renamed(from, to);
+            Ok(())
+        })
+    }
+
+    fn set_attributes(&self, node: &Node, c: &Change, caller: Caller) -> Res<FileAttr> {
+        if node.is_virtual {
+            return Err(Errno::EPERM);
+        }
+        let path = node.path();
+        let open = node.open_file();
+        let name = cstr(&path)?;
+        let root = self.root.as_raw_fd();
+        if c.mode.is_some() || c.uid.is_some() || c.gid.is_some() {
+            let (uid, gid) = (c.uid.unwrap_or(u32::MAX), c.gid.unwrap_or(u32::MAX));
+            if uid != u32::MAX || gid != u32::MAX {
+                // SAFETY: the string is NUL-terminated and lives through the call, the descriptor is open.
+                check(unsafe {
+                    match &open {
+                        Some(f) => libc::fchown(f.as_raw_fd(), uid, gid),
+                        None => {
+                            libc::fchownat(root, name.as_ptr(), uid, gid, libc::AT_SYMLINK_NOFOLLOW)
+                        }
+                    }
+                })?;
+            }
+            if let Some(mode) = c.mode {
+                // SAFETY: as above.
+                check(unsafe {
+                    match &open {
+                        Some(f) => libc::fchmod(f.as_raw_fd(), mode & 0o7777),
+                        None => libc::fchmodat(root, name.as_ptr(), mode & 0o7777, 0),
+                    }
+                })?;
+            }
+        }
+        if let Some(size) = c.size {
+            self.with_before(&Op::Truncate { path: &path, size }, caller, || {
+                let size = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
+                let file = match &open {
+                    Some(f) if node.open.lock().file_writable => f.clone(),
+                    _ => Arc::new(self.open_backing_file(&path, libc::O_WRONLY, 0)?),
+                };
+                // SAFETY: the descriptor is open.
+                check(unsafe { libc::ftruncate(file.as_raw_fd(), size) })?;
+                Ok(())
+            })?;
+        }
+        if c.atime.is_some() || c.mtime.is_some() {
+            let times = [timespec(c.atime), timespec(c.mtime)];
+            // SAFETY: the array has two elements, the string is NUL-terminated, both live through the call.
+            check(unsafe {
+                match &open {
+                    Some(f) => libc::futimens(f.as_raw_fd(), times.as_ptr()),
+                    None => libc::utimensat(
+                        root,
+                        name.as_ptr(),
+                        times.as_ptr(),
+                        libc::AT_SYMLINK_NOFOLLOW,
+                    ),
+                }
+            })?;
+        }
+        Ok(attr::from_stat(node.ino, &self.stat_node(node)?))
+    }
+
+    /// Lists a directory from a cookie on, until `add` says that the reply is full.
+    ///
+    /// The cookies are those of the backing directory, which stay right while names come and go, so that no handle
+    /// is needed. Virtual names come last, with cookies that no file system uses.
+    fn list(
+        &self,
+        node: &Node,
+        offset: u64,
+        mut add: impl FnMut(u64, u64, FileType, &OsStr) -> bool,
+    ) -> Res<()> {
+        let path = node.path();
+        if offset < VIRTUAL_COOKIES {
+            let dir = self.open_backing_file(&path, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+            let errno = |e: rustix::io::Errno| Errno::from_i32(e.raw_os_error());
+            rustix::fs::seek(&dir, rustix::fs::SeekFrom::Start(offset)).map_err(errno)?;
+            let mut buf = Vec::with_capacity(32 * 1024);
+            let mut entries = rustix::fs::RawDir::new(&dir, buf.spare_capacity_mut());
+            while let Some(entry) = entries.next() {
+                let entry = entry.map_err(errno)?;
+                let name = OsStr::from_bytes(entry.file_name().to_bytes());
+                let kind = entry_kind(entry.file_type());
+                if add(
+                    entry.ino(),
+                    entry.next_entry_cookie().min(VIRTUAL_COOKIES),
+                    kind,
+                    name,
+                ) {
+                    return Ok(());
+                }
+            }
+        }
+        let names = self.volume.virtual_names(&path);
+        // A cookie past every name is the backing directory's own mark of its end.
+        let first = usize::try_from(offset.saturating_sub(VIRTUAL_COOKIES)).unwrap_or(usize::MAX);
+        for (i, name) in names.iter().enumerate().skip(first) {
+            if add(
+                u64::MAX,
+                VIRTUAL_COOKIES + i as u64 + 1,
+                FileType::RegularFile,
+                name,
+            ) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// First directory cookie of virtual names; ext4, whose cookies are the largest, ends below it.
+const VIRTUAL_COOKIES: u64 = 0x7fff_ffff_0000_0000;
+
+fn entry_kind(kind: rustix::fs::FileType) -> FileType {
+    match kind {
+        rustix::fs::FileType::Directory => FileType::Directory,
+        rustix::fs::FileType::Symlink => FileType::Symlink,
+        rustix::fs::FileType::Fifo => FileType::NamedPipe,
+        rustix::fs::FileType::Socket => FileType::Socket,
+        rustix::fs::FileType::CharacterDevice => FileType::CharDevice,
+        rustix::fs::FileType::BlockDevice => FileType::BlockDevice,
+        _ => FileType::RegularFile,
+    }
+}
+
+/// The attributes that a SETATTR sets.
+struct Change {
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    size: Option<u64>,
+    atime: Option<TimeOrNow>,
+    mtime: Option<TimeOrNow>,
+}
+
+fn handle(mark: u8) -> FileHandle {
+    FileHandle(u64::from(mark))
+}
+
+fn mark(fh: FileHandle) -> u8 {
+    u8::try_from(fh.0).unwrap_or(0)
+}
+
+fn timespec(t: Option<TimeOrNow>) -> libc::timespec {
+    let (tv_sec, tv_nsec) = match t {
+        None => (0, libc::UTIME_OMIT),
+        Some(TimeOrNow::Now) => (0, libc::UTIME_NOW),
+        Some(TimeOrNow::SpecificTime(t)) => match t.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(d) => (
+                i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
+                i64::from(d.subsec_nanos()),
+            ),
+            Err(e) => (
+                -i64::try_from(e.duration().as_secs()).unwrap_or(i64::MAX),
+                0,
+            ),
+        },
+    };
+    libc::timespec { tv_sec, tv_nsec }
+}
+
+fn fstat(fd: RawFd) -> Res<libc::stat> {
+    // SAFETY: `st` is written by the call before it is read; zeroes are a valid `stat`.
+    unsafe {
+        let mut st: libc::stat = std::mem::zeroed();
+        check(libc::fstat(fd, &raw mut st))?;
+        Ok(st)
+    }
+}
+
+pub(crate) fn stat_at(root: RawFd, path: &Path) -> Res<libc::stat> {
+    let c = cstr(path)?;
+    // SAFETY: as in `fstat`; `c` is NUL-terminated and lives through the call.
+    unsafe {
+        let mut st: libc::stat = std::mem::zeroed();
+        check(libc::fstatat(
+            root,
+            c.as_ptr(),
+            &raw mut st,
+            libc::AT_SYMLINK_NOFOLLOW,
+        ))?;
+        Ok(st)
+    }
+}
+
+fn done(reply: ReplyEmpty, result: Res<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn entry(reply: ReplyEntry, result: Res<FileAttr>) {
+    match result {
+        Ok(a) => reply.entry(&KEEP, &a, Generation(0)),
+        Err(e) => reply.error(e),
+    }
+}
+
+impl<V: Volume> Filesystem for MirrorFs<V> {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
+            // An older kernel lacks some; nothing depends on them but speed.
+            let _ = config.add_capabilities(wanted);
+        }
+        if self.shared.want_passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok()
+        {
+            self.shared.passthrough.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.shared.lookup(parent, name) {
+            Ok((a, keep)) => reply.entry(&keep, &a, Generation(0)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.shared.inodes.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let s = &self.shared;
+        let attr = s.node(ino).and_then(|node| {
+            if node.is_virtual {
+                return Ok((s.virtual_attr(&node)?, NO_KEEP));
+            }
+            Ok((attr::from_stat(node.ino, &s.stat_node(&node)?), KEEP))
+        });
+        match attr {
+            Ok((a, keep)) => reply.attr(&keep, &a),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = Change {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+        };
+        match self
+            .shared
+            .node(ino)
+            .and_then(|n| self.shared.set_attributes(&n, &change, caller(req)))
+        {
+            Ok(a) => reply.attr(&KEEP, &a),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let link = self.shared.node(ino).and_then(|n| {
+            rustix::fs::readlinkat(&*self.shared.root, n.path(), Vec::new())
+                .map_err(|e| Errno::from_i32(e.raw_os_error()))
+        });
+        match link {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let s = &self.shared;
+        let made = s.node(parent).and_then(|p| {
+            let path = p.child(name);
+            s.refuse_virtual(&path)?;
+            s.with_before(&Op::Create { path: &path }, caller(req), || {
+                let c = cstr(&path)?;
+                // SAFETY: `c` is NUL-terminated and lives through the call.
+                check(unsafe {
+                    libc::mknodat(s.root.as_raw_fd(), c.as_ptr(), mode, u64::from(rdev))
+                })?;
+                s.give(&path, mode, caller(req), false)?;
+                s.made(&path)
+            })
+        });
+        entry(reply, made);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let s = &self.shared;
+        let made = s.node(parent).and_then(|p| {
+            let path = p.child(name);
+            s.refuse_virtual(&path)?;
+            s.with_before(&Op::Mkdir { path: &path }, caller(req), || {
+                let c = cstr(&path)?;
+                // SAFETY: `c` is NUL-terminated and lives through the call.
+                check(unsafe { libc::mkdirat(s.root.as_raw_fd(), c.as_ptr(), mode & 0o7777) })?;
+                s.give(&path, mode, caller(req), false)?;
+                s.made(&path)
+            })
+        });
+        entry(reply, made);
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let s = &self.shared;
+        done(
+            reply,
+            s.node(parent)
+                .and_then(|p| s.unlink(&p.child(name), caller(req), 0)),
+        );
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let s = &self.shared;
+        done(
+            reply,
+            s.node(parent)
+                .and_then(|p| s.unlink(&p.child(name), caller(req), libc::AT_REMOVEDIR)),
+        );
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let s = &self.shared;
+        let made = s.node(parent).and_then(|p| {
+            let path = p.child(link_name);
+            s.refuse_virtual(&path)?;
+            let (t, c) = (cstr(target)?, cstr(&path)?);
+            // SAFETY: both strings are NUL-terminated and live through the call.
+            check(unsafe { libc::symlinkat(t.as_ptr(), s.root.as_raw_fd(), c.as_ptr()) })?;
+            s.give(&path, 0, caller(req), true)?;
+            s.made(&path)
+        });
+        entry(reply, made);
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let s = &self.shared;
+        let result = s.node(parent).and_then(|a| {
+            let b = s.node(newparent)?;
+            s.rename(&a.child(name), &b.child(newname), flags.bits(), caller(req))
+        });
+        done(reply, result);
+    }
+
+    fn link(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let s = &self.shared;
+        let made = s.node(ino).and_then(|node| {
+            let (from, to) = (node.path(), s.node(newparent)?.child(newname));
+            if node.is_virtual {
+                return Err(Errno::EPERM);
+            }
+            s.refuse_virtual(&to)?;
+            s.with_before(
+                &Op::Link {
+                    from: &from,
+                    to: &to,
+                },
+                caller(req),
+                || {
+                    let (a, b) = (cstr(&from)?, cstr(&to)?);
+                    let root = s.root.as_raw_fd();
+                    // SAFETY: both strings are NUL-terminated and live through the call.
+                    check(unsafe { libc::linkat(root, a.as_ptr(), root, b.as_ptr(), 0) })?;
+                    s.made(&to)
+                },
+            )
+        });
+        entry(reply, made);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let node = match self.shared.node(ino) {
+            Ok(node) => node,
+            Err(e) => return reply.error(e),
+        };
+        if node.is_virtual {
+            return match self.shared.open_virtual(&node, flags.0) {
+                Ok(()) => reply.opened(handle(0), FopenFlags::FOPEN_DIRECT_IO),
+                Err(e) => reply.error(e),
+            };
+        }
+        let path = node.path();
+        let request = OpenRequest {
+            path: &path,
+            writable: writable(flags.0),
+            create: false,
+            caller: caller(req),
+        };
+        if !self.shared.volume.open_may_block(&request) {
+            return self.shared.open_now(&node, &request, reply);
+        }
+        let (shared, writable, caller) = (self.shared.clone(), request.writable, request.caller);
+        std::thread::spawn(move || {
+            let path = node.path();
+            shared.open_now(
+                &node,
+                &OpenRequest {
+                    path: &path,
+                    writable,
+                    create: false,
+                    caller,
+                },
+                reply,
+            );
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let node = match self.shared.node(ino) {
+            Ok(node) => node,
+            Err(e) => return reply.error(e),
+        };
+        if node.is_virtual {
+            let data = self
+                .shared
+                .volume
+                .virtual_file(&node.path())
+                .map(|f| f.data)
+                .unwrap_or_default();
+            let start = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(data.len());
+            let end = start.saturating_add(size as usize).min(data.len());
+            return reply.data(&data[start..end]);
+        }
+        let Some(file) = node.open_file() else {
+            return reply.error(Errno::EBADF);
+        };
+        let mut buf = vec![0; size as usize];
+        let mut len = 0;
+        while len < buf.len() {
+            match file.read_at(&mut buf[len..], offset + len as u64) {
+                Ok(0) => break,
+                Ok(n) => len += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return reply.error(os(&e)),
+            }
+        }
+        reply.data(&buf[..len]);
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let s = &self.shared;
+        let written = s.node(ino).and_then(|node| {
+            let file = node.open_file().ok_or(Errno::EBADF)?;
+            let path = node.path();
+            let op = Op::Write {
+                path: &path,
+                file: &file,
+                offset,
+                data,
+            };
+            s.with_before(&op, caller(req), || {
+                let mut done = 0;
+                while done < data.len() {
+                    match file.write_at(&data[done..], offset + done as u64) {
+                        Ok(n) => done += n,
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(_) if done > 0 => break,
+                        Err(e) => return Err(os(&e)),
+                    }
+                }
+                Ok(done)
+            })
+        });
+        match written {
+            Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // There is nothing to do on close, and the kernel never asks again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Ok(node) = self.shared.node(ino) {
+            self.shared.drop_handle(&node);
+            if !node.is_virtual {
+                self.shared
+                    .volume
+                    .released(&node.path(), writable(flags.0), mark(fh));
+            }
+        }
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let s = &self.shared;
+        let result = s.node(ino).and_then(|node| {
+            if node.is_virtual {
+                return Ok(());
+            }
+            let file = node.open_file().ok_or(Errno::EBADF)?;
+            s.with_before(&Op::Fsync { path: &node.path() }, caller(req), || {
+                if datasync {
+                    file.sync_data()
+                } else {
+                    file.sync_all()
+                }
+                .map_err(|e| os(&e))
+            })
+        });
+        done(reply, result);
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Listing needs no handle. The kernel then stops asking, which spares two requests in each directory sync.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let s = &self.shared;
+        let listed = s.node(ino).and_then(|n| {
+            s.list(&n, offset, |ino, cookie, kind, name| {
+                reply.add(INodeNo(ino), cookie, kind, name)
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let s = &self.shared;
+        let result = s.node(ino).and_then(|n| {
+            let dir = s.open_backing_file(&n.path(), libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+            dir.sync_all().map_err(|e| os(&e))
+        });
+        done(reply, result);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match rustix::fs::fstatvfs(&*self.shared.root) {
+            Ok(st) => reply.statfs(
+                st.f_blocks,
+                st.f_bfree,
+                st.f_bavail,
+                st.f_files,
+                st.f_ffree,
+                u32::try_from(st.f_bsize).unwrap_or(4096),
+                u32::try_from(st.f_namemax).unwrap_or(255),
+                u32::try_from(st.f_frsize).unwrap_or(4096),
+            ),
+            Err(e) => reply.error(Errno::from_i32(e.raw_os_error())),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let s = &self.shared;
+        let result = s.node(ino).and_then(|n| {
+            let (path, name) = (s.xattr_path(&n)?, cstr(Path::new(name))?);
+            // SAFETY: both strings are NUL-terminated, `value` lives through the call.
+            check(unsafe {
+                libc::lsetxattr(
+                    path.as_ptr(),
+                    name.as_ptr(),
+                    value.as_ptr().cast(),
+                    value.len(),
+                    flags,
+                )
+            })
+            .map(|_| ())
+        });
+        done(reply, result);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let s = &self.shared;
+        let mut buf = vec![0_u8; size as usize];
+        let len = s.node(ino).and_then(|n| {
+            let (path, name) = (s.xattr_path(&n)?, cstr(Path::new(name))?);
+            // SAFETY: both strings are NUL-terminated, the buffer has `size` bytes.
+            xattr_len(unsafe {
+                libc::lgetxattr(
+                    path.as_ptr(),
+                    name.as_ptr(),
+                    buf.as_mut_ptr().cast(),
+                    buf.len(),
+                )
+            })
+        });
+        xattr_reply(reply, size, &buf, len);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let s = &self.shared;
+        let mut buf = vec![0_u8; size as usize];
+        let len = s.node(ino).and_then(|n| {
+            let path = s.xattr_path(&n)?;
+            // SAFETY: the string is NUL-terminated, the buffer has `size` bytes.
+            xattr_len(unsafe {
+                libc::llistxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
+            })
+        });
+        xattr_reply(reply, size, &buf, len);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let s = &self.shared;
+        let result = s.node(ino).and_then(|n| {
+            let (path, name) = (s.xattr_path(&n)?, cstr(Path::new(name))?);
+            // SAFETY: both strings are NUL-terminated and live through the call.
+            check(unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) }).map(|_| ())
+        });
+        done(reply, result);
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let s = &self.shared;
+        let who = caller(req);
+        let prepared = s.node(parent).and_then(|p| {
+            let path = p.child(name);
+            s.refuse_virtual(&path)?;
+            s.volume.before(&Op::Create { path: &path }, who)?;
+            let request = OpenRequest {
+                path: &path,
+                writable: writable(flags),
+                create: true,
+                caller: who,
+            };
+            let answer = s.volume.open(&request)?;
+            let made = (|| {
+                let existed = s.stat_path(&path).is_ok();
+                let how = libc::O_CREAT | libc::O_RDWR | (flags & libc::O_EXCL);
+                drop(s.open_backing_file(&path, how, mode & 0o7777)?);
+                if !existed {
+                    s.give(&path, mode, who, false)?;
+                }
+                let st = s.stat_path(&path)?;
+                let node = s.inodes.intern(attr::key(&st), &path);
+                let opened = s
+                    .add_handle(&node, answer.serve, request.writable, |f| {
+                        reply.open_backing(f)
+                    })
+                    .inspect_err(|_| s.inodes.forget(node.ino, 1))?;
+                Ok((attr::from_stat(node.ino, &st), opened))
+            })();
+            match made {
+                Ok((attr, opened)) => {
+                    s.volume.after(&Op::Create { path: &path }, who);
+                    Ok((attr, opened, answer.mark))
+                }
+                Err(e) => {
+                    s.volume.released(&path, request.writable, answer.mark);
+                    Err(e)
+                }
+            }
+        });
+        match prepared {
+            Ok((a, (flags, Some(id)), mark)) => {
+                reply.created_passthrough(&KEEP, &a, Generation(0), handle(mark), flags, &id);
+            }
+            Ok((a, (flags, None), mark)) => {
+                reply.created(&KEEP, &a, Generation(0), handle(mark), flags)
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let s = &self.shared;
+        let result = s.node(ino).and_then(|node| {
+            let file = node.open_file().ok_or(Errno::EBADF)?;
+            let path = node.path();
+            let (offset, length) = (
+                i64::try_from(offset).map_err(|_| Errno::EFBIG)?,
+                i64::try_from(length).map_err(|_| Errno::EFBIG)?,
+            );
+            let size = offset
+                .checked_add(length)
+                .ok_or(Errno::EFBIG)?
+                .cast_unsigned();
+            s.with_before(&Op::Truncate { path: &path, size }, caller(req), || {
+                // SAFETY: the descriptor is open.
+                check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) })
+                    .map(|_| ())
+            })
+        });
+        done(reply, result);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let at = self.shared.node(ino).and_then(|node| {
+            let file = node.open_file().ok_or(Errno::EBADF)?;
+            // SAFETY: the descriptor is open; its own offset is used by nobody.
+            let at = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+            if at < 0 { Err(last()) } else { Ok(at) }
+        });
+        match at {
+            Ok(at) => reply.offset(at),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The kernel then copies through the page cache, where writes are seen like any other.
+        reply.error(Errno::EOPNOTSUPP);
+    }
+}
+
+impl<V: Volume> Shared<V> {
+    /// Returns a path that reaches a node from anywhere, through our own descriptor of the backing directory.
+    fn xattr_path(&self, node: &Node) -> Res<CString> {
+        if node.is_virtual {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let base = PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()));
+        let path = node.path();
+        // "/." makes the link itself resolve when the node is the root.
+        cstr(&base.join(if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &path
+        }))
+    }
+}
+
+fn xattr_len(n: libc::ssize_t) -> Res<usize> {
+    usize::try_from(n).map_err(|_| last())
+}
+
+fn xattr_reply(reply: ReplyXattr, size: u32, buf: &[u8], len: Res<usize>) {
+    match len {
+        Ok(len) if size == 0 => reply.size(u32::try_from(len).unwrap_or(u32::MAX)),
+        Ok(len) => reply.data(&buf[..len]),
+        Err(e) => reply.error(e),
+    }
+}

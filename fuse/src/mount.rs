@@ -1,0 +1,203 @@
+//! Mounts and unmounts, and cleans up after a daemon that was killed.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+
+use crate::mirror::MirrorFs;
+use crate::notify::Invalidator;
+use crate::volume::Volume;
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// Where the mount appears.
+    pub mount_point: PathBuf,
+    /// The directory that it shows.
+    pub backing: PathBuf,
+    /// Whether users other than the daemon's may use it.
+    pub allow_other: bool,
+    /// Whether to ask the kernel for passthrough.
+    pub passthrough: bool,
+    /// Session threads, 2 or more.
+    pub threads: usize,
+}
+
+/// A live mount; dropping it unmounts.
+#[derive(Debug)]
+pub struct Mounted {
+    session: Option<BackgroundSession>,
+    mount_point: PathBuf,
+    invalidator: Invalidator,
+    passthrough: bool,
+}
+
+/// Mounts `options.backing` at `options.mount_point` on behalf of a volume.
+///
+/// # Errors
+/// Whatever the kernel or the mount helper says, with the mount point named.
+pub fn mount<V: Volume>(volume: Arc<V>, options: &MountOptions) -> io::Result<Mounted> {
+    let fs = MirrorFs::new(volume, &options.backing, options.passthrough)?;
+    let invalidator = fs.invalidator();
+    let state = fs.state();
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName("litefs".into()),
+        MountOption::Subtype("litefs".into()),
+        MountOption::DefaultPermissions,
+    ];
+    config.acl = if options.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    config.n_threads = Some(options.threads.max(2));
+    let session = Session::new(fs, &options.mount_point, &config).map_err(|e| {
+        io::Error::new(
+            e.kind(),
+            format!("mount {}: {e}", options.mount_point.display()),
+        )
+    })?;
+    let session = session.spawn()?;
+    *invalidator.notifier.write() = Some(session.notifier());
+    Ok(Mounted {
+        session: Some(session),
+        mount_point: options.mount_point.clone(),
+        invalidator,
+        passthrough: state.passthrough_negotiated(),
+    })
+}
+
+impl Mounted {
+    /// Returns the handle for invalidations.
+    #[must_use]
+    pub fn invalidator(&self) -> Invalidator {
+        self.invalidator.clone()
+    }
+
+    /// Returns whether the kernel agreed to passthrough.
+    #[must_use]
+    pub fn passthrough(&self) -> bool {
+        self.passthrough
+    }
+
+    /// Unmounts; a mount that is still in use is detached, so that it goes with its last user.
+    ///
+    /// # Errors
+    /// When the kernel refuses even to detach it.
+    pub fn unmount(mut self) -> io::Result<()> {
+        self.unmount_in_place()
+    }
+
+    fn unmount_in_place(&mut self) -> io::Result<()> {
+        let Some(session) = self.session.take() else {
+            return Ok(());
+        };
+        *self.invalidator.notifier.write() = None;
+        match umount(&self.mount_point, 0) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                tracing::warn!(mount = %self.mount_point.display(), "mount is in use, detaching it");
+                umount(&self.mount_point, libc::MNT_DETACH)?;
+                // Its users keep the session alive; the process ends it.
+                return Ok(());
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => return session.umount_and_join(),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {} // someone else unmounted it
+            Err(e) => return Err(e),
+        }
+        drop(session);
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount_in_place() {
+            tracing::error!(mount = %self.mount_point.display(), %error, "cannot unmount");
+        }
+    }
+}
+
+/// Returns whether a live or dead FUSE mount stands at a path.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn is_mounted(path: &Path) -> io::Result<bool> {
+    let path = std::path::absolute(path)?;
+    let table = std::fs::read_to_string("/proc/self/mounts")?;
+    Ok(table.lines().any(|line| {
+        let mut fields = line.split(' ');
+        let (Some(_), Some(at), Some(kind)) = (fields.next(), fields.next(), fields.next()) else {
+            return false;
+        };
+        kind.starts_with("fuse") && Path::new(&unescape(at)) == path
+    }))
+}
+
+/// Removes the mount that a killed daemon left at a path. Returns whether there was one.
+///
+/// # Errors
+/// When a live file system is mounted there, or the kernel refuses.
+pub fn clean_stale_mount(path: &Path) -> io::Result<bool> {
+    let mut found = false;
+    while is_mounted(path)? {
+        match std::fs::metadata(path) {
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO)
+                ) =>
+            {
+                match umount(path, libc::MNT_DETACH) {
+                    Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                        let status = std::process::Command::new("fusermount3")
+                            .arg("-uz")
+                            .arg(path)
+                            .status()?;
+                        if !status.success() {
+                            return Err(io::Error::other(format!(
+                                "fusermount3 -uz {} failed",
+                                path.display()
+                            )));
+                        }
+                    }
+                    other => other?,
+                }
+                found = true;
+            }
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!(
+                        "{} is already a live mount; stop the process that serves it",
+                        path.display()
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn umount(path: &Path, flags: i32) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` is a NUL-terminated string that lives through the call.
+    if unsafe { libc::umount2(path.as_ptr(), flags) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Undoes the octal escapes of the mount table.
+fn unescape(s: &str) -> String {
+    s.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}

@@ -1,0 +1,69 @@
+//! Tells the kernel to forget what it has cached, after the backing directory changed behind its back.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use fuser::{INodeNo, Notifier};
+use parking_lot::RwLock;
+
+use crate::attr;
+use crate::inode::{Inodes, ROOT};
+use crate::mirror::stat_at;
+
+/// Handle for invalidations by path. Never use it on a session thread: the kernel may wait there for us.
+#[derive(Clone)]
+pub struct Invalidator {
+    pub(crate) inodes: Arc<Inodes>,
+    pub(crate) root: Arc<OwnedFd>,
+    pub(crate) notifier: Arc<RwLock<Option<Notifier>>>,
+}
+
+impl std::fmt::Debug for Invalidator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Invalidator")
+    }
+}
+
+impl Invalidator {
+    /// Forgets what a name stands for, or that it stands for nothing.
+    pub fn name(&self, path: &Path) {
+        let Some(name) = path.file_name() else { return };
+        let Some(parent) = self.find(path.parent().unwrap_or(Path::new(""))) else {
+            return;
+        };
+        self.send(|n| n.inval_entry(INodeNo(parent), name));
+    }
+
+    /// Forgets the attributes of a file.
+    pub fn attributes(&self, path: &Path) {
+        if let Some(ino) = self.find(path) {
+            self.send(|n| n.inval_inode(INodeNo(ino), -1, 0));
+        }
+    }
+
+    /// Forgets the attributes and `len` cached bytes from `offset` on; `len` 0 means to the end.
+    pub fn data(&self, path: &Path, offset: u64, len: u64) {
+        if let Some(ino) = self.find(path) {
+            let (offset, len) = (offset.cast_signed(), len.cast_signed());
+            self.send(|n| n.inval_inode(INodeNo(ino), offset, len));
+        }
+    }
+
+    /// Returns the number that the kernel knows a backing path by, if it does.
+    fn find(&self, path: &Path) -> Option<u64> {
+        if path.as_os_str().is_empty() {
+            return Some(ROOT);
+        }
+        let st = stat_at(self.root.as_raw_fd(), path).ok()?;
+        self.inodes.find_backing(attr::key(&st)).map(|n| n.ino)
+    }
+
+    fn send(&self, call: impl FnOnce(&Notifier) -> std::io::Result<()>) {
+        if let Some(notifier) = &*self.notifier.read()
+            && let Err(error) = call(notifier)
+        {
+            tracing::debug!(%error, "kernel refused an invalidation");
+        }
+    }
+}
