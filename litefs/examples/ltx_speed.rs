@@ -93,7 +93,7 @@ fn mb_per_second(bytes: usize, mut run: impl FnMut() -> Result<()>) -> Result<f6
 fn encode(pages: &[u8], out: Vec<u8>) -> Result<Vec<u8>> {
     let header = Header {
         flags: HeaderFlags::TRACKED,
-        page_size: PageSize::new(PAGE_SIZE as u32).context("page size")?,
+        page_size: PageSize::new(u32::try_from(PAGE_SIZE)?).context("page size")?,
         commit: u32::try_from(pages.len() / PAGE_SIZE)?,
         min_txid: Txid(2),
         max_txid: Txid(2),

@@ -272,7 +272,8 @@ mod tests {
 
     #[test]
     fn what_the_rules_forbid_is_refused() {
-        let broken: [(&str, fn(&mut Header)); 10] = [
+        type Break = fn(&mut Header);
+        let broken: [(&str, Break); 10] = [
             ("min zero", |h| h.min_txid = Txid::ZERO),
             ("max below min", |h| h.max_txid = Txid(4)),
             ("negative wal offset", |h| h.wal_offset = -1),

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Each record's bytes are in the table on top of its module and in docs/formats/ltx.md.
-//! Bytes of a stranger never panic here and never ask for more memory than they have themselves
-//! (or, in the older frame form of a page, than a few MiB).
+//! Bytes of a stranger never panic here, and never make us ask for more memory than a small
+//! multiple of their own length and a page (in the older frame form of a page, a few MiB).
 
 mod checksum;
 mod compact;

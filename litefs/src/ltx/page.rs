@@ -118,13 +118,11 @@ fn take<'a>(
     need: usize,
     part: &'static str,
 ) -> Result<(&'a [u8], &'a [u8]), LtxError> {
-    bytes
-        .split_at_checked(need)
-        .ok_or_else(|| LtxError::Truncated {
-            part,
-            need: need as u64,
-            have: bytes.len() as u64,
-        })
+    bytes.split_at_checked(need).ok_or(LtxError::Truncated {
+        part,
+        need: need as u64,
+        have: bytes.len() as u64,
+    })
 }
 
 #[cfg(test)]
