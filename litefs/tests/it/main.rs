@@ -1,5 +1,7 @@
 //! Tests against the real things: SQLite, and other programs that read what we write.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
+
 mod litestream;
 
 use std::path::PathBuf;
