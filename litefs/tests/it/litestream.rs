@@ -35,6 +35,7 @@ impl Litestream {
         let version = litestream.run(&["version".as_ref()]).unwrap();
         let numbers: Vec<u32> = version
             .trim()
+            .trim_start_matches('v')
             .split('.')
             .map_while(|n| n.parse().ok())
             .collect();
