@@ -60,6 +60,7 @@ impl PageSize {
 
     /// Returns the size in bytes as a length.
     #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a page size is never zero")]
     pub const fn len(self) -> usize {
         self.0 as usize
     }
