@@ -4,5 +4,7 @@
 //! `cmd -> {http, volume} -> replication -> store -> db -> {ltx, sqlite, disk}`.
 
 pub mod config;
+pub mod db;
+pub mod disk;
 pub mod ltx;
 pub mod sqlite;
