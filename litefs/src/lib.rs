@@ -5,4 +5,5 @@
 
 pub mod config;
 pub mod ltx;
+pub mod replication;
 pub mod sqlite;
