@@ -27,6 +27,8 @@ use bytes::Bytes;
 use crate::ltx::{Checksum, Pgno, Pos, Txid};
 
 pub mod changes;
+pub mod frame;
+pub mod message;
 
 pub use changes::{ChangeHub, Changes};
 
