@@ -105,7 +105,7 @@ pub enum Message {
     Ack {
         /// Where it is.
         applied: Applied,
-        /// Payload bytes of `Record`, `RecordPart` and `Pages` frames of this database done with, since the connection began.
+        /// Sum of [`Message::cost`] of this database's frames done with, since the connection began.
         done_bytes: u64,
         /// Answers `Drop`.
         is_drop: bool,
@@ -199,6 +199,8 @@ pub enum Message {
         now_ms: i64,
         /// All the primary had at that moment has been sent before this.
         is_caught_up: bool,
+        /// Naks taken from this replica by then: a mark made before the latest one does not count.
+        nak_count: u64,
     },
     /// The primary closes the stream.
     Bye {
@@ -274,6 +276,17 @@ impl Message {
         }
     }
 
+    /// Returns what the message takes of its database's window: the bytes a receiver holds for it.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        match self {
+            Message::Record(record) => record.bytes.len() as u64,
+            Message::RecordPart { bytes, .. } => bytes.len() as u64,
+            Message::Pages(batch) => (batch.pages.len() * batch.page_size.len()) as u64,
+            _ => 0,
+        }
+    }
+
     fn control_body(&self) -> Vec<u8> {
         match self {
             Message::Hello(h) => body(&(
@@ -341,7 +354,8 @@ impl Message {
             Message::Heartbeat {
                 now_ms,
                 is_caught_up,
-            } => body(&(*now_ms, *is_caught_up)),
+                nak_count,
+            } => body(&(*now_ms, *is_caught_up, *nak_count)),
             Message::Alive | Message::Unknown => Vec::new(),
             Message::Record(_)
             | Message::RecordPart { .. }
@@ -457,10 +471,11 @@ fn decode_control(kind: Kind, b: &[u8]) -> Result<Message, String> {
         }
         Kind::Unknown => fields::<()>(b).map(|()| Message::Unknown)?,
         Kind::Heartbeat => {
-            let (now_ms, is_caught_up) = fields(b)?;
+            let (now_ms, is_caught_up, nak_count) = fields(b)?;
             Message::Heartbeat {
                 now_ms,
                 is_caught_up,
+                nak_count,
             }
         }
         Kind::Bye => Message::Bye { why: fields(b)? },

@@ -117,6 +117,7 @@ fn one_of_each() -> Vec<Message> {
         Message::Heartbeat {
             now_ms: 1_700_000_000_000,
             is_caught_up: true,
+            nak_count: 5,
         },
         Message::Bye {
             why: "shutting down".to_owned(),

@@ -27,8 +27,14 @@ use bytes::Bytes;
 use crate::ltx::{Checksum, Pgno, Pos, Txid};
 
 pub mod changes;
+pub mod conn;
 pub mod frame;
+mod lane;
 pub mod message;
+pub mod receive;
+pub mod replicas;
+pub mod send;
+pub mod session;
 
 pub use changes::{ChangeHub, Changes};
 
@@ -350,13 +356,13 @@ pub trait Sink: Send + Sync + 'static {
         db: &DbName,
         snapshot: SnapshotStart,
     ) -> Result<Box<dyn SnapshotWriter>, SinkError>;
-    /// Position the copy here is at, and what of it is on disk. Asked when [`Sink::durable_changes`] fires.
+    /// Position the copy here is at, and what of it is on disk. Answered from memory.
     fn applied(&self, db: &DbName) -> Applied;
     /// Subscribes to "more of this database is on disk now" for stores that sync after they answered.
     fn durable_changes(&self) -> Option<Changes> {
         None
     }
-    /// Takes the primary's clock; `caught_up` when everything it had at that moment has been applied.
+    /// Takes the primary's clock; `caught_up` when everything it had at that moment has been applied. Only notes it.
     fn heartbeat(&self, primary_ms: i64, caught_up: bool);
     /// A stream from this primary began.
     fn connected(&self, primary: &PrimaryInfo);
