@@ -7,4 +7,5 @@ pub mod config;
 pub mod db;
 pub mod disk;
 pub mod ltx;
+pub mod replication;
 pub mod sqlite;
