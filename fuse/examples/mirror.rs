@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
-use fuse::{Caller, Errno, MountOptions, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume};
+use fuse::{Caller, Errno, Flow, MountOptions, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume};
 
 struct Plain(Serve);
 
@@ -35,8 +35,8 @@ impl Volume for Plain {
         })
     }
     fn released(&self, _path: &Path, _writable: bool, _mark: u8) {}
-    fn before(&self, _op: &Op<'_>, _caller: Caller) -> Result<(), Errno> {
-        Ok(())
+    fn before(&self, _op: &Op<'_>, _caller: Caller) -> Result<Flow, Errno> {
+        Ok(Flow::Proceed)
     }
     fn after(&self, _op: &Op<'_>, _caller: Caller) {}
 }

@@ -26,4 +26,4 @@ mod volume;
 pub use fuser::Errno;
 pub use mount::{MountOptions, Mounted, clean_stale_mount, is_mounted, mount};
 pub use notify::Invalidator;
-pub use volume::{Caller, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume};
+pub use volume::{Caller, Flow, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume};

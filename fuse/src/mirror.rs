@@ -22,7 +22,7 @@ use parking_lot::RwLock;
 use crate::attr;
 use crate::inode::{Inodes, Node, OpenState};
 use crate::notify::Invalidator;
-use crate::volume::{Caller, Op, OpenRequest, Serve, Volume};
+use crate::volume::{Caller, Flow, Op, OpenRequest, Serve, Volume};
 
 /// How long the kernel may keep names and attributes; we tell it of every change that it does not make itself.
 const KEEP: Duration = Duration::from_secs(3600);
@@ -276,6 +276,7 @@ impl<V: Volume> Shared<V> {
                     Some(Ok(id)) => state.backing = Some(Arc::new(id)),
                     Some(Err(error)) => {
                         tracing::debug!(path = %node.path().display(), %error, "passthrough refused, serving from user space");
+                        self.volume.passthrough_refused();
                         serve = Serve::Cached;
                     }
                     None => serve = Serve::Cached,
@@ -328,6 +329,7 @@ impl<V: Volume> Shared<V> {
     }
 
     fn with_before<T>(&self, op: &Op<'_>, caller: Caller, act: impl FnOnce() -> Res<T>) -> Res<T> {
+        // Only a truncation can be done by the volume; see `set_attributes`.
         self.volume.before(op, caller)?;
         let result = act()?;
         self.volume.after(op, caller);
@@ -411,7 +413,8 @@ impl<V: Volume> Shared<V> {
             }
         }
         if let Some(size) = c.size {
-            self.with_before(&Op::Truncate { path: &path, size }, caller, || {
+            let op = Op::Truncate { path: &path, size };
+            if self.volume.before(&op, caller)? == Flow::Proceed {
                 let size = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
                 let file = match &open {
                     Some(f) if node.open.lock().file_writable => f.clone(),
@@ -419,8 +422,8 @@ impl<V: Volume> Shared<V> {
                 };
                 // SAFETY: the descriptor is open.
                 check(unsafe { libc::ftruncate(file.as_raw_fd(), size) })?;
-                Ok(())
-            })?;
+            }
+            self.volume.after(&op, caller);
         }
         if c.atime.is_some() || c.mtime.is_some() {
             let times = [timespec(c.atime), timespec(c.mtime)];

@@ -59,6 +59,13 @@ impl Invalidator {
         self.inodes.find_backing(attr::key(&st)).map(|n| n.ino)
     }
 
+    /// Learns that the file behind a path is about to be removed or replaced other than through the mount.
+    pub fn forget_file(&self, path: &Path) {
+        if let Ok(st) = stat_at(self.root.as_raw_fd(), path) {
+            self.inodes.orphan(attr::key(&st));
+        }
+    }
+
     fn send(&self, call: impl FnOnce(&Notifier) -> std::io::Result<()>) {
         if let Some(notifier) = &*self.notifier.read()
             && let Err(error) = call(notifier)

@@ -115,6 +115,15 @@ pub enum Op<'a> {
     },
 }
 
+/// How an operation goes on after [`Volume::before`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// As asked for.
+    Proceed,
+    /// The volume has done it, in its own way.
+    Done,
+}
+
 /// A file without bytes on disk.
 #[derive(Debug, Clone)]
 pub struct VirtualFile {
@@ -154,7 +163,10 @@ pub trait Volume: Send + Sync + 'static {
     ///
     /// # Errors
     /// Whatever errno the caller is to see; the operation does not happen.
-    fn before(&self, op: &Op<'_>, caller: Caller) -> Result<(), Errno>;
+    fn before(&self, op: &Op<'_>, caller: Caller) -> Result<Flow, Errno>;
+
+    /// Learns that the kernel refuses passthrough for some file of the backing directory.
+    fn passthrough_refused(&self) {}
 
     /// Learns what has happened.
     fn after(&self, op: &Op<'_>, caller: Caller);

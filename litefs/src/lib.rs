@@ -3,9 +3,14 @@
 //! Layers, top to bottom; nothing points up:
 //! `cmd -> {http, volume} -> replication -> store -> db -> {ltx, sqlite, disk}`.
 
+pub mod clock;
 pub mod config;
 pub mod db;
 pub mod disk;
+pub mod lag;
 pub mod ltx;
 pub mod replication;
 pub mod sqlite;
+pub mod store;
+pub mod volume;
+pub mod watch;

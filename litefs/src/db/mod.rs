@@ -1,6 +1,266 @@
-//! One database of a node: its captured log, its page checksums and what is decided from them.
+//! One database of a node: captures what SQLite commits on a primary, applies what arrives on a replica.
 //!
-//! Synchronous; whatever touches a file goes through [`crate::disk::Disk`].
+//! ```text
+//! primary:  app ─▶ WAL ─(hook or inotify)─▶ capture_wal ─┐
+//!           app ─▶ journal ─(commit point)─▶ capture_journal ─┼─▶ commit_range ─▶ log ─▶ pos published
+//!           anything else written ─▶ capture_scan ────────┘
+//! replica:  stream ─▶ apply ─▶ log ─▶ WAL frames and wal-index (somebody has it open) or the file itself
+//! ```
+//!
+//! What holds:
+//!
+//! | name | rule |
+//! |---|---|
+//! | INV-DB-1 | `pos`, page checksums and log end agree whenever the lock of `Inner` is free |
+//! | INV-DB-2 | a frame of the WAL is in the log before the WAL can be reset, truncated or removed |
+//! | INV-DB-3 | if the app synced the WAL, the log is durable before the WAL can be reset |
+//! | INV-DB-4 | on a replica nobody but us writes the WAL and the wal-index: we hold WRITE, and keep the index valid |
+//! | INV-DB-5 | on a replica a range is in the log before any page of it is in the database |
+//!
+//! Synchronous; one lock (`Inner`) per database, never held across a call into the mount, except where noted in
+//! `replica_wal`.
 
+mod apply;
+mod capture_journal;
+mod capture_scan;
+mod capture_wal;
+mod commit;
+mod drop;
+mod error;
 pub mod log;
 pub mod page_checksums;
+pub mod paths;
+mod recover;
+mod replica_wal;
+mod shm;
+mod snapshot;
+mod view;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+pub(crate) use apply::thread_id;
+pub use capture_scan::Scanned;
+pub use error::DbError;
+pub use paths::DbPaths;
+pub use snapshot::{PageCopyReader, PageCopyWriter};
+
+use crate::disk::Disk;
+use crate::ltx::{PageSize, Pos};
+use crate::replication::{ChangeHub, DbName};
+use log::{Log, WalCursor};
+use page_checksums::PageChecksums;
+use replica_wal::ReplicaWal;
+
+/// What all databases of a node share.
+pub struct NodeContext {
+    /// File operations that a crash could interrupt.
+    pub disk: Arc<dyn Disk>,
+    /// The directory that the mount shows.
+    pub files: PathBuf,
+    /// The directory of logs and checksums, one per database.
+    pub metas: PathBuf,
+    /// Where the mount is.
+    pub mount: PathBuf,
+    /// Tells who wants to know that a database moved.
+    pub hub: ChangeHub,
+    /// Whether this node may write: it is the primary.
+    pub is_primary: AtomicBool,
+    /// Whether the kernel serves files straight from the backing directory.
+    pub passthrough: AtomicBool,
+    /// Fencing number of the current tenure.
+    pub epoch: AtomicU64,
+    /// Identity of this node, in LTX headers.
+    pub node_id: u64,
+    /// Kernel caches to be told of changes; there once mounted.
+    pub invalidator: Mutex<Option<fuse::Invalidator>>,
+    /// Threads of ours that open files through the mount and must be let through.
+    pub own_threads: Mutex<std::collections::HashSet<u32>>,
+    /// Settings of logs.
+    pub log_options: log::LogOptions,
+}
+
+impl std::fmt::Debug for NodeContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeContext").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl NodeContext {
+    /// Returns whether this node is the primary.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.is_primary.load(Ordering::Acquire)
+    }
+
+    /// Returns whether programs share a wal-index with us by its backing file, which passthrough makes so.
+    pub(crate) fn shm_is_shared(&self) -> bool {
+        self.passthrough.load(Ordering::Acquire)
+    }
+
+    fn invalidate(&self, call: impl FnOnce(&fuse::Invalidator)) {
+        if let Some(inv) = &*self.invalidator.lock() {
+            call(inv);
+        }
+    }
+}
+
+/// One database.
+pub struct Db {
+    name: DbName,
+    paths: DbPaths,
+    node: Arc<NodeContext>,
+    log: Log,
+    inner: Mutex<Inner>,
+    published: Mutex<Published>,
+    gate: Mutex<Gate>,
+    /// The app has synced the WAL since it was last reset.
+    wal_is_synced: AtomicBool,
+    pins: Mutex<Vec<(u64, crate::ltx::Txid)>>,
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Db").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What others see of a database without its lock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Published {
+    /// Newest position.
+    pub pos: Pos,
+    /// Time of the newest transaction, milliseconds since 1970.
+    pub timestamp_ms: i64,
+    /// Pages the database has.
+    pub page_count: u32,
+    /// Bytes per page; 0 while there are none.
+    pub page_size: u32,
+}
+
+/// Who has a replica's database open, and whether it is served through a WAL of ours.
+#[derive(Debug, Default)]
+struct Gate {
+    /// Handles on the database file that programs hold.
+    handle_count: u32,
+    /// A WAL of ours serves the readers.
+    is_prepared: bool,
+}
+
+/// What the lock of a database guards.
+#[derive(Debug)]
+struct Inner {
+    page_size: Option<PageSize>,
+    page_count: u32,
+    checksums: PageChecksums,
+    pos: Pos,
+    /// How far the WAL is captured; `None` while there is no WAL.
+    cursor: Option<WalCursor>,
+    wal: Option<File>,
+    /// The database file as it was when it was last captured outside WAL mode.
+    stamp: Option<Stamp>,
+    replica_wal: Option<ReplicaWal>,
+    encoded: Vec<u8>,
+    frames: Vec<u8>,
+    /// What could not be captured, in words, until it can.
+    trouble: Option<String>,
+}
+
+/// Tells whether a file was written since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    size: u64,
+    mtime: (i64, i64),
+    ino: u64,
+}
+
+impl Stamp {
+    fn of(file: &File) -> std::io::Result<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        let m = file.metadata()?;
+        Ok(Stamp { size: m.len(), mtime: (m.mtime(), m.mtime_nsec()), ino: m.ino() })
+    }
+}
+
+impl Db {
+    /// Returns the name.
+    #[must_use]
+    pub fn name(&self) -> &DbName {
+        &self.name
+    }
+
+    /// Returns the paths.
+    #[must_use]
+    pub fn paths(&self) -> &DbPaths {
+        &self.paths
+    }
+
+    /// Returns the newest position.
+    #[must_use]
+    pub fn pos(&self) -> Pos {
+        self.published.lock().pos
+    }
+
+    /// Returns what others may see.
+    #[must_use]
+    pub fn published(&self) -> Published {
+        *self.published.lock()
+    }
+
+    /// Returns the log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Returns the page checksums and the position that they belong to.
+    #[must_use]
+    pub fn checksums(&self) -> (Pos, PageChecksums) {
+        let inner = self.inner.lock();
+        (inner.pos, inner.checksums.clone())
+    }
+
+    /// Returns whether something about the WAL was odd, so that all pages must be compared.
+    #[must_use]
+    pub fn is_in_trouble(&self) -> bool {
+        self.lock().trouble.is_some()
+    }
+
+    /// Returns whether the database file is as it was when it was captured last.
+    #[must_use]
+    pub fn is_captured(&self) -> bool {
+        let inner = self.lock();
+        inner.trouble.is_none()
+            && inner.stamp.is_some()
+            && File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok()) == inner.stamp
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+
+    /// Makes a new position known; the only place that does.
+    fn publish(&self, inner: &Inner, timestamp_ms: i64) {
+        *self.published.lock() = Published {
+            pos: inner.pos,
+            timestamp_ms,
+            page_count: inner.page_count,
+            page_size: inner.page_size.map_or(0, PageSize::get),
+        };
+        self.node.hub.publish(&self.name);
+    }
+
+    fn log_error(&self) -> impl Fn(log::Error) -> DbError {
+        let db = self.name.to_string();
+        move |source| DbError::Log { db: db.clone(), source }
+    }
+
+    fn ltx_error(&self) -> impl Fn(crate::ltx::LtxError) -> DbError {
+        let db = self.name.to_string();
+        move |source| DbError::Ltx { db: db.clone(), source }
+    }
+}

@@ -185,6 +185,19 @@ impl PageChecksums {
             .and_then(pgno_at)
     }
 
+    /// Returns what the total will be once the table is truncated to `page_count` and has these pages, ascending and
+    /// none past `page_count`.
+    #[must_use]
+    pub fn total_after(&self, page_count: u32, pages: &[(Pgno, Checksum)]) -> Checksum {
+        let known = |pgno: Pgno| self.get(pgno).unwrap_or(Checksum::EMPTY);
+        let gone = (page_count..self.page_count()).filter_map(|i| Pgno::new(i + 1));
+        let total = gone.fold(self.total, |total, pgno| total ^ known(pgno));
+        pages.iter().fold(total, |total, (pgno, sum)| {
+            let old = if pgno.get() <= page_count { known(*pgno) } else { Checksum::EMPTY };
+            total ^ old ^ *sum
+        })
+    }
+
     /// Returns the pages, in order, that are not the same in both or exist in one only.
     ///
     /// An unknown checksum is the same as no other.

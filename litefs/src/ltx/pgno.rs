@@ -42,6 +42,9 @@ impl fmt::Display for Pgno {
 pub struct PageSize(u32);
 
 impl PageSize {
+    /// What SQLite uses unless told otherwise.
+    pub const DEFAULT: PageSize = PageSize(4096);
+
     /// Makes a page size, or nothing if SQLite would not take it.
     #[must_use]
     pub const fn new(n: u32) -> Option<PageSize> {

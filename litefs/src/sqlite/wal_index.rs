@@ -262,6 +262,20 @@ pub const fn index_len(mx_frame: u32) -> u64 {
 /// A wal-index over shared memory.
 ///
 /// Stateless: what it knows lies in the memory. Which lock must be held is said at each method.
+/// Returns the first block of an index without frames, as SQLite rebuilds it for an empty WAL.
+#[must_use]
+pub fn fresh_block(header: &WalIndexHeader) -> Vec<u8> {
+    let mut block = vec![0; BLOCK_LEN];
+    let bytes = header.encode();
+    block[..HEADER_LEN].copy_from_slice(&bytes);
+    block[HEADER_LEN..2 * HEADER_LEN].copy_from_slice(&bytes);
+    for slot in 1..READ_MARK_COUNT {
+        let at = READ_MARK_AT + slot * 4;
+        block[at..at + 4].copy_from_slice(&READ_MARK_UNUSED.to_ne_bytes());
+    }
+    block
+}
+
 #[derive(Debug)]
 pub struct WalIndex<S> {
     shm: S,

@@ -1,0 +1,442 @@
+//! Applies ranges on a replica.
+//!
+//! The order is INV-DB-5: check everything, log, then write: as one WAL commit where a program has the database open,
+//! straight into the file where none has (opens wait meanwhile).
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+
+use super::log::{Older, RecordMeta};
+use super::page_checksums::PageChecksums;
+use super::replica_wal::ReplicaWal;
+use super::{Db, DbError, Inner};
+use crate::ltx::{Checksum, Decoder, PageSize, Pgno, Pos, page_checksum};
+use crate::replication::Record;
+
+/// What some records say, put together: the last version of each page.
+pub(super) struct Merged {
+    pub(super) page_size: PageSize,
+    pub(super) page_count: u32,
+    pub(super) pages: BTreeMap<Pgno, Vec<u8>>,
+}
+
+impl Merged {
+    /// Decodes records, oldest first.
+    pub(super) fn of(db: &Db, records: &[Record]) -> Result<Option<Merged>, DbError> {
+        let mut merged: Option<Merged> = None;
+        for record in records {
+            let mut decoder = Decoder::new(&record.ltx).map_err(db.ltx_error())?;
+            let header = decoder.header().clone();
+            let m = merged.get_or_insert_with(|| Merged {
+                page_size: header.page_size,
+                page_count: 0,
+                pages: BTreeMap::new(),
+            });
+            if header.commit == 0 || header.page_size != m.page_size {
+                m.pages.clear();
+                m.page_size = header.page_size;
+            }
+            let mut buf = vec![0; header.page_size.len()];
+            while let Some(pgno) = decoder.next_page(&mut buf).map_err(db.ltx_error())? {
+                m.pages.insert(pgno, buf.clone());
+            }
+            decoder.finish().map_err(db.ltx_error())?;
+            m.page_count = header.commit;
+            if let Some(past) = Pgno::new(header.commit.saturating_add(1)) {
+                m.pages.split_off(&past);
+            }
+        }
+        Ok(merged)
+    }
+
+    fn sums(&self) -> Vec<(Pgno, Checksum)> {
+        self.pages.iter().map(|(pgno, data)| (*pgno, page_checksum(*pgno, data))).collect()
+    }
+
+    fn borrowed(&self) -> BTreeMap<Pgno, &[u8]> {
+        self.pages.iter().map(|(pgno, data)| (*pgno, data.as_slice())).collect()
+    }
+}
+
+impl Db {
+    /// Applies records, each beginning where the one before ended; the first may begin before our position.
+    ///
+    /// # Errors
+    /// `PosMismatch`, `Ltx` and `Log` leave the database as it was.
+    pub fn apply(&self, records: &[Record], sync: bool) -> Result<Pos, DbError> {
+        let mut inner = self.lock();
+        let known = inner.pos;
+        let first_new = records.iter().position(|r| r.meta.max_txid > known.txid).unwrap_or(records.len());
+        if let Some(same) = records[..first_new].iter().find(|r| r.meta.max_txid == known.txid)
+            && same.meta.post != known.post_apply_checksum
+        {
+            return Err(DbError::PosMismatch { have: known, want: same.meta.pre_pos() });
+        }
+        let records = &records[first_new..];
+        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(known) };
+        let overlaps = first.meta.min_txid <= known.txid;
+        if !overlaps && first.meta.pre_pos() != known {
+            return Err(DbError::PosMismatch { have: known, want: first.meta.pre_pos() });
+        }
+        let Some(merged) = Merged::of(self, records)? else { return Ok(known) };
+        if merged.page_count > 0 && inner.page_count > 0 && inner.page_size != Some(merged.page_size) {
+            return Err(DbError::PosMismatch { have: known, want: first.meta.pre_pos() });
+        }
+        let sums = merged.sums();
+        let target = Pos { txid: last.meta.max_txid, post_apply_checksum: last.meta.post };
+        if inner.checksums.total_after(merged.page_count, &sums) != target.post_apply_checksum {
+            // The pages are not those of our lineage: a difference will tell.
+            return Err(DbError::PosMismatch { have: known, want: first.meta.pre_pos() });
+        }
+        self.log_records(&mut inner, records, overlaps, &merged)?;
+        if sync {
+            self.log.sync().map_err(self.log_error())?;
+        }
+        self.install(&mut inner, &merged, sums, target, last.meta.timestamp_ms)?;
+        Ok(target)
+    }
+
+    fn log_records(
+        &self,
+        inner: &mut Inner,
+        records: &[Record],
+        overlaps: bool,
+        merged: &Merged,
+    ) -> Result<(), DbError> {
+        let is_continued = self.log.end_pos() == inner.pos;
+        if !is_continued || overlaps {
+            // One range from where we are: as the log wants it, and just as true.
+            let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(()) };
+            let meta = RecordMeta {
+                epoch: first.meta.epoch.max(last.meta.epoch),
+                min_txid: inner.pos.txid.next(),
+                max_txid: last.meta.max_txid,
+                pre_apply_checksum: inner.pos.post_apply_checksum,
+                post_apply_checksum: last.meta.post,
+                timestamp_ms: last.meta.timestamp_ms,
+                commit: merged.page_count,
+                page_size: merged.page_size,
+                wal: None,
+            };
+            let pages: Vec<(Pgno, &[u8])> = merged.pages.iter().map(|(p, d)| (*p, d.as_slice())).collect();
+            let ltx = self.encode(std::mem::take(&mut inner.encoded), &meta, &pages)?;
+            let appended = if is_continued {
+                self.log.append(&meta, &ltx)
+            } else {
+                let base = RecordMeta { min_txid: meta.max_txid, ..meta };
+                self.log.restart(&base, Older::Quarantine)
+            };
+            inner.encoded = ltx;
+            return appended.map_err(self.log_error());
+        }
+        for record in records {
+            self.log.append(&to_log(&record.meta)?, &record.ltx).map_err(self.log_error())?;
+        }
+        Ok(())
+    }
+
+    /// Writes pages where readers find them, and moves the position.
+    pub(super) fn install(
+        &self,
+        inner: &mut Inner,
+        merged: &Merged,
+        sums: Vec<(Pgno, Checksum)>,
+        target: Pos,
+        timestamp_ms: i64,
+    ) -> Result<(), DbError> {
+        crate::disk::crash_point("apply:logged");
+        self.write_merged(inner, merged)?;
+        crate::disk::crash_point("apply:written");
+        if inner.page_size != Some(merged.page_size) {
+            inner.checksums = PageChecksums::new(merged.page_size);
+        }
+        inner.checksums.truncate(merged.page_count);
+        for (pgno, sum) in sums {
+            inner.checksums.set(pgno, sum);
+        }
+        inner.page_size = (merged.page_count > 0).then_some(merged.page_size);
+        inner.page_count = merged.page_count;
+        inner.pos = target;
+        self.publish(inner, timestamp_ms);
+        Ok(())
+    }
+
+    /// Writes pages where readers find them.
+    pub(super) fn write_merged(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
+        if merged.page_count == 0 {
+            self.remove_files(inner)
+        } else if inner.replica_wal.is_some() {
+            self.install_in_wal(inner, merged)
+        } else {
+            self.install_in_file(inner, merged)
+        }
+    }
+
+    fn install_in_wal(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
+        let Some(wal) = &mut inner.replica_wal else { return Ok(()) };
+        let pages = merged.borrowed();
+        if pages.is_empty() {
+            return Ok(());
+        }
+        wal.append(&self.paths, &pages, merged.page_count)?;
+        let mut main_changed = false;
+        if wal.wants_checkpoint() {
+            wal.checkpoint(&self.paths)?;
+            main_changed = true;
+        }
+        self.node.invalidate(|inv| {
+            let wal = super::paths::with_suffix(&self.paths.relative, "-wal");
+            if self.node.shm_is_shared() {
+                inv.attributes(&wal);
+                if main_changed {
+                    inv.attributes(&self.paths.relative);
+                }
+            } else {
+                inv.data(&wal, 0, 0);
+                if main_changed {
+                    inv.data(&self.paths.relative, 0, 0);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn install_in_file(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
+        // Nobody can open it meanwhile: an open that finds no WAL of ours waits for the lock of `inner`.
+        if inner.page_count == 0 {
+            return self.create_file(merged);
+        }
+        let io = || DbError::io("write", &self.paths.main);
+        let file = OpenOptions::new().write(true).open(&self.paths.main).map_err(io())?;
+        write_pages(&file, merged).map_err(io())?;
+        self.node.invalidate(|inv| inv.data(&self.paths.relative, 0, 0));
+        Ok(())
+    }
+
+    /// Makes the file of a database new to this node, and the directories above it.
+    fn create_file(&self, merged: &Merged) -> Result<(), DbError> {
+        let tmp = self.paths.meta.join("new.db");
+        let io = || DbError::io("write", &tmp);
+        let file = File::create(&tmp).map_err(io())?;
+        write_pages(&file, merged).map_err(io())?;
+        self.put_in_place(&tmp)
+    }
+
+    /// Renames a finished file to the database's name; whatever was there is forgotten or kept aside.
+    pub(super) fn put_in_place(&self, tmp: &std::path::Path) -> Result<(), DbError> {
+        let main = &self.paths.main;
+        if let Some(dir) = main.parent() {
+            self.make_dirs(dir)?;
+        }
+        self.keep_aside_a_stranger()?;
+        self.node.invalidate(|inv| inv.forget_file(&self.paths.relative));
+        std::os::unix::fs::chown(tmp, None, None).ok();
+        self.node
+            .disk
+            .rename("apply.create:rename", tmp, main)
+            .map_err(DbError::io("rename", main))?;
+        self.node.invalidate(|inv| inv.name(&self.paths.relative));
+        Ok(())
+    }
+
+    /// Makes directories, and tells the kernel of each new one.
+    fn make_dirs(&self, dir: &std::path::Path) -> Result<(), DbError> {
+        if dir.is_dir() {
+            return Ok(());
+        }
+        if let Some(parent) = dir.parent() {
+            self.make_dirs(parent)?;
+        }
+        match std::fs::create_dir(dir) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(DbError::io("create directory", dir)(e)),
+        }
+        if let Ok(relative) = dir.strip_prefix(&self.node.files) {
+            self.node.invalidate(|inv| inv.name(relative));
+        }
+        Ok(())
+    }
+
+    /// Moves away a file of this node's own that has a replicated database's name, unless it is empty.
+    fn keep_aside_a_stranger(&self) -> Result<(), DbError> {
+        let main = &self.paths.main;
+        let Ok(m) = std::fs::symlink_metadata(main) else { return Ok(()) };
+        let is_ours = self.lock_free_page_count() > 0;
+        if is_ours || (m.is_file() && m.len() == 0) {
+            return Ok(());
+        }
+        let dir = self.paths.meta.join("quarantine");
+        std::fs::create_dir_all(&dir).map_err(DbError::io("create directory", &dir))?;
+        let kept = dir.join(format!("local-file-{}", crate::clock::wall_ms()));
+        self.node
+            .disk
+            .rename("apply.keep_aside:rename", main, &kept)
+            .map_err(DbError::io("rename", main))?;
+        tracing::error!(
+            db = %self.name, kept = %kept.display(),
+            "a local file had the name of a replicated database and was moved away"
+        );
+        Ok(())
+    }
+
+    fn lock_free_page_count(&self) -> u32 {
+        self.published.lock().page_count
+    }
+
+    /// Removes all files of a dropped database.
+    pub(super) fn remove_files(&self, inner: &mut Inner) -> Result<(), DbError> {
+        inner.replica_wal = None;
+        {
+            let mut gate = self.gate.lock();
+            gate.is_prepared = false;
+        }
+        let p = &self.paths;
+        for (path, suffix) in [(&p.shm, "-shm"), (&p.wal, "-wal"), (&p.journal, "-journal"), (&p.main, "")] {
+            let relative = super::paths::with_suffix(&p.relative, suffix);
+            self.node.invalidate(|inv| inv.forget_file(&relative));
+            match std::fs::remove_file(path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(DbError::io("remove", path)(e)),
+            }
+            self.node.invalidate(|inv| inv.name(&relative));
+        }
+        Ok(())
+    }
+
+    /// Lets a program open a replica's database: serves it through a WAL of ours from now on.
+    ///
+    /// Uses the mount unless the database is already so served: call it from a thread of its own then.
+    ///
+    /// # Errors
+    /// Disk, or a lock that somebody holds.
+    pub fn open_for_readers(&self) -> Result<(), DbError> {
+        if self.open_if_ready() {
+            return Ok(());
+        }
+        // Lock order: inner, then gate.
+        let mut inner = self.lock();
+        if self.open_if_ready() {
+            return Ok(());
+        }
+        if let (Some(page_size), None) = (inner.page_size, &inner.replica_wal) {
+            let tid = thread_id();
+            self.node.own_threads.lock().insert(tid);
+            let wal = ReplicaWal::prepare(&self.paths, page_size, inner.page_count);
+            self.node.own_threads.lock().remove(&tid);
+            inner.replica_wal = Some(wal?);
+        }
+        let mut gate = self.gate.lock();
+        gate.is_prepared = inner.replica_wal.is_some();
+        gate.handle_count += 1;
+        Ok(())
+    }
+
+    /// Counts a reader in if that needs no preparation.
+    pub fn open_if_ready(&self) -> bool {
+        let mut gate = self.gate.lock();
+        if gate.is_prepared {
+            gate.handle_count += 1;
+            return true;
+        }
+        false
+    }
+
+    /// Learns that a program closed the database.
+    pub fn closed_by_reader(&self) {
+        let mut gate = self.gate.lock();
+        gate.handle_count = gate.handle_count.saturating_sub(1);
+    }
+
+    /// Ends the serving through a WAL when nobody has the database open. Returns whether it is ended.
+    ///
+    /// # Errors
+    /// Disk.
+    pub fn release_readers(&self) -> Result<bool, DbError> {
+        let mut inner = self.lock();
+        {
+            let mut gate = self.gate.lock();
+            if gate.handle_count > 0 {
+                return Ok(false);
+            }
+            gate.is_prepared = false;
+        }
+        let Some(wal) = &mut inner.replica_wal else { return Ok(true) };
+        if !wal.checkpoint(&self.paths)? {
+            self.gate.lock().is_prepared = true;
+            return Ok(false);
+        }
+        inner.replica_wal = None;
+        let p = &self.paths;
+        for (path, suffix) in [(&p.shm, "-shm"), (&p.wal, "-wal")] {
+            let relative = super::paths::with_suffix(&p.relative, suffix);
+            self.node.invalidate(|inv| inv.forget_file(&relative));
+            std::fs::remove_file(path).map_err(DbError::io("remove", path))?;
+            self.node.invalidate(|inv| inv.name(&relative));
+        }
+        self.node.invalidate(|inv| inv.data(&p.relative, 0, 0));
+        Ok(true)
+    }
+
+    /// Returns whether programs read this database through a WAL of ours.
+    #[must_use]
+    pub fn serves_readers(&self) -> bool {
+        self.gate.lock().is_prepared
+    }
+}
+
+fn write_pages(file: &File, merged: &Merged) -> std::io::Result<()> {
+    // Neighbours go in one write.
+    let mut run: Vec<u8> = Vec::new();
+    let mut run_start = 0;
+    for (pgno, data) in &merged.pages {
+        let at = merged.page_size.offset(*pgno);
+        if run_start + run.len() as u64 != at || run.len() > 1 << 20 {
+            file.write_all_at(&run, run_start)?;
+            run.clear();
+            run_start = at;
+        }
+        run.extend_from_slice(data);
+    }
+    file.write_all_at(&run, run_start)?;
+    file.set_len(u64::from(merged.page_count) * u64::from(merged.page_size.get()))
+}
+
+pub(super) fn to_log(meta: &crate::replication::RecordMeta) -> Result<RecordMeta, DbError> {
+    let page_size = PageSize::new(meta.page_size).ok_or_else(|| DbError::Corrupt {
+        what: format!("page size {}", meta.page_size),
+        path: "record".into(),
+    })?;
+    Ok(RecordMeta {
+        epoch: meta.epoch,
+        min_txid: meta.min_txid,
+        max_txid: meta.max_txid,
+        pre_apply_checksum: meta.pre,
+        post_apply_checksum: meta.post,
+        timestamp_ms: meta.timestamp_ms,
+        commit: meta.commit,
+        page_size,
+        wal: None,
+    })
+}
+
+pub(super) fn from_log(meta: &RecordMeta) -> crate::replication::RecordMeta {
+    crate::replication::RecordMeta {
+        epoch: meta.epoch,
+        min_txid: meta.min_txid,
+        max_txid: meta.max_txid,
+        pre: meta.pre_apply_checksum,
+        post: meta.post_apply_checksum,
+        timestamp_ms: meta.timestamp_ms,
+        commit: meta.commit,
+        page_size: meta.page_size.get(),
+    }
+}
+
+/// Returns the kernel's number of this thread, as FUSE requests carry it.
+pub(crate) fn thread_id() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}
+

@@ -1,0 +1,76 @@
+//! Turns a finished rollback-journal transaction into a range, at its commit point, while SQLite holds its lock.
+//!
+//! The journal names the pages: those whose old content it saved, and those past the old end. SQLite reuses leaves of
+//! the free list without saving them, but saves the trunk that listed them; so the leaves of every saved page that could
+//! be a trunk are looked at as well. A page counts as changed when its checksum did, so looking at too many costs
+//! time and nothing else, and a rolled-back transaction changes nothing.
+
+use std::fs::File;
+
+use super::capture_wal::read_full;
+use super::commit::Range;
+use super::{Db, DbError, Inner, Stamp};
+use crate::ltx::{Pgno, page_checksum};
+use crate::sqlite::header::{self, DB_HEADER_LEN, DbHeader};
+use crate::sqlite::journal;
+
+impl Db {
+    /// Captures the transaction whose journal is about to be removed, truncated or zeroed.
+    ///
+    /// # Errors
+    /// Disk or log; the commit must then be refused.
+    pub fn capture_journal(&self) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        self.capture_journal_locked(&mut inner)
+    }
+
+    fn capture_journal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
+        let journal = match File::open(&self.paths.journal) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(DbError::io("open", &self.paths.journal)(e)),
+        };
+        let main = match File::open(&self.paths.main) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(DbError::io("open", &self.paths.main)(e)),
+        };
+        let mut journal_head = [0; journal::JOURNAL_HEADER_LEN];
+        let n = read_full(&journal, &mut journal_head, 0).map_err(DbError::io("read", &self.paths.journal))?;
+        let Ok(journal_header) = journal::JournalHeader::parse(&journal_head[..n]) else {
+            // No transaction in it: nothing was written to the database under its protection.
+            return Ok(());
+        };
+        let io = || DbError::io("read", &self.paths.main);
+        let mut head = [0; DB_HEADER_LEN];
+        let n = read_full(&main, &mut head, 0).map_err(io())?;
+        let stamp = Stamp::of(&main).map_err(io())?;
+        let Some(header) = (n == head.len()).then(|| DbHeader::parse(&head)).flatten() else { return Ok(()) };
+        let page_count = header::page_count(&header, stamp.size);
+        if inner.page_size != Some(header.page_size) || journal_header.page_size != header.page_size {
+            return self.capture_view(inner, false);
+        }
+        let Ok(mut candidates) = journal::changed_page_candidates(&journal, page_count) else { return Ok(()) };
+        candidates.extend((inner.page_count + 1..=page_count).filter_map(Pgno::new));
+        candidates.remove(&header.page_size.lock_pgno());
+
+        let mut bytes = Vec::new();
+        let mut changed = Vec::new();
+        let mut page = vec![0; header.page_size.len()];
+        for pgno in candidates {
+            let n = read_full(&main, &mut page, header.page_size.offset(pgno)).map_err(io())?;
+            page[n..].fill(0);
+            if inner.checksums.get(pgno) != Some(page_checksum(pgno, &page)) {
+                changed.push(pgno);
+                bytes.extend_from_slice(&page);
+            }
+        }
+        if !changed.is_empty() || page_count != inner.page_count {
+            let pages = changed.into_iter().zip(bytes.chunks_exact(header.page_size.len())).collect();
+            let range = Range { page_size: header.page_size, page_count, tx_count: 1, pages, cursor: None };
+            self.commit_range(inner, &range)?;
+        }
+        inner.stamp = Some(stamp);
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! Compares every page with what was captured last: right whatever happened, at the cost of reading the file.
+//!
+//! For what leaves no trace: `journal_mode` MEMORY and OFF, a database copied into the mount, a commit in PERSIST mode
+//! whose journal was served by the kernel, a WAL that went back, and what was written while this daemon was dead.
+
+use std::fs::File;
+
+use super::commit::Range;
+use super::log::WalCursor;
+use super::view::View;
+use super::{Db, DbError, Inner, Stamp};
+use crate::ltx::{PageSize, Pgno};
+use crate::sqlite::journal;
+
+/// Above this many bytes of changed pages the log starts anew at the state found, instead of carrying them.
+const MAX_RANGE_LEN: usize = 64 << 20;
+
+/// What a look at a database that leaves no trace found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scanned {
+    /// All is captured.
+    Clean,
+    /// A transaction is under way, or its traces are not gone: look again later.
+    Busy,
+}
+
+impl Db {
+    /// Captures what was written without a trace, if the database is at a transaction boundary.
+    ///
+    /// `locked` says that the caller holds SQLite's SHARED lock. Without it, a journal whose header is zero before
+    /// and after tells the same: SQLite writes that header before it writes to the database.
+    ///
+    /// # Errors
+    /// Disk or log.
+    pub fn capture_untraced(&self, locked: bool) -> Result<Scanned, DbError> {
+        let mut inner = self.lock();
+        if inner.replica_wal.is_some() || !self.node.is_primary() {
+            return Ok(Scanned::Clean);
+        }
+        if inner.trouble.is_some() {
+            self.capture_wal_locked(&mut inner)?;
+            if inner.trouble.is_some() {
+                self.capture_view(&mut inner, true)?;
+                inner.trouble = None;
+            }
+            return Ok(Scanned::Clean);
+        }
+        let main = match File::open(&self.paths.main) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Scanned::Clean),
+            Err(e) => return Err(DbError::io("open", &self.paths.main)(e)),
+        };
+        let stamp = Stamp::of(&main).map_err(DbError::io("stat", &self.paths.main))?;
+        if inner.stamp == Some(stamp) {
+            return Ok(Scanned::Clean);
+        }
+        let before = self.journal_state()?;
+        match before {
+            JournalState::Hot => return Ok(Scanned::Busy),
+            JournalState::None if !locked => return Ok(Scanned::Busy),
+            _ => {}
+        }
+        let Some(view) = View::open(&self.paths, false)? else {
+            return self.capture_emptied(&mut inner, stamp);
+        };
+        if view.header.is_wal() && self.paths.wal.exists() {
+            // Pages reach the file by checkpoints, of frames that are captured.
+            self.capture_wal_locked(&mut inner)?;
+            return Ok(Scanned::Clean);
+        }
+        let seen = self.prepare_view(&inner, &view)?;
+        if self.journal_state()? != before
+            || Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))? != stamp
+        {
+            return Ok(Scanned::Busy);
+        }
+        self.commit_seen(&mut inner, &view, seen, None)?;
+        inner.stamp = Some(stamp);
+        Ok(Scanned::Clean)
+    }
+
+    /// Captures the difference between all pages as readers see them and what was captured.
+    pub(super) fn capture_view(&self, inner: &mut Inner, with_wal: bool) -> Result<(), DbError> {
+        let Some(view) = View::open(&self.paths, with_wal)? else { return Ok(()) };
+        let seen = self.prepare_view(inner, &view)?;
+        let cursor = view.wal_end.map(|(header, end)| WalCursor {
+            salt1: header.salts.0,
+            salt2: header.salts.1,
+            frame_no: end.frame_no,
+            checksum1: end.checksum.0,
+            checksum2: end.checksum.1,
+        });
+        let stamp = Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))?;
+        self.commit_seen(inner, &view, seen, cursor)?;
+        inner.stamp = Some(stamp);
+        Ok(())
+    }
+
+    fn prepare_view(&self, inner: &Inner, view: &View) -> Result<Seen, DbError> {
+        let io = || DbError::io("read", &self.paths.main);
+        let sums = view.checksums().map_err(io())?;
+        let changed: Vec<Pgno> = if inner.page_size == Some(view.page_size) {
+            inner.checksums.differing_pages(&sums).into_iter().filter(|p| p.get() <= view.page_count).collect()
+        } else {
+            (1..=view.page_count).filter_map(Pgno::new).filter(|p| *p != view.page_size.lock_pgno()).collect()
+        };
+        if changed.len() * view.page_size.len() > MAX_RANGE_LEN {
+            return Ok(Seen { sums, changed, bytes: None });
+        }
+        let mut bytes = vec![0; changed.len() * view.page_size.len()];
+        for (pgno, page) in changed.iter().zip(bytes.chunks_exact_mut(view.page_size.len())) {
+            view.page(*pgno, page).map_err(io())?;
+        }
+        Ok(Seen { sums, changed, bytes: Some(bytes) })
+    }
+
+    fn commit_seen(
+        &self,
+        inner: &mut Inner,
+        view: &View,
+        seen: Seen,
+        cursor: Option<WalCursor>,
+    ) -> Result<(), DbError> {
+        if seen.changed.is_empty() && inner.page_count == view.page_count && inner.page_size == Some(view.page_size) {
+            if cursor.is_some() {
+                inner.cursor = cursor;
+            }
+            return Ok(());
+        }
+        match seen.bytes {
+            Some(bytes) => {
+                let pages = seen.changed.iter().copied().zip(bytes.chunks_exact(view.page_size.len())).collect();
+                let range = Range {
+                    page_size: view.page_size,
+                    page_count: view.page_count,
+                    tx_count: 1,
+                    pages,
+                    cursor,
+                };
+                self.commit_range(inner, &range)
+            }
+            None => self.restart_at(inner, seen.sums, view.page_size, view.page_count, cursor),
+        }
+    }
+
+    /// The file is empty: to a replica, dropped.
+    fn capture_emptied(&self, inner: &mut Inner, stamp: Stamp) -> Result<Scanned, DbError> {
+        if stamp.size > 0 {
+            // Not a database any more, or not yet; whoever writes it is not done.
+            return Ok(Scanned::Busy);
+        }
+        if inner.page_count > 0 {
+            self.commit_drop(inner)?;
+        }
+        inner.stamp = Some(stamp);
+        Ok(Scanned::Clean)
+    }
+
+    fn journal_state(&self) -> Result<JournalState, DbError> {
+        let journal = match File::open(&self.paths.journal) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(JournalState::None),
+            Err(e) => return Err(DbError::io("open", &self.paths.journal)(e)),
+        };
+        let mut head = [0; 28];
+        let n = super::capture_wal::read_full(&journal, &mut head, 0).map_err(DbError::io("read", &self.paths.journal))?;
+        if n == 0 {
+            return Ok(JournalState::None);
+        }
+        if n < head.len() || !journal::is_zeroed_header(&head) {
+            return Ok(JournalState::Hot);
+        }
+        let stamp = Stamp::of(&journal).map_err(DbError::io("stat", &self.paths.journal))?;
+        Ok(JournalState::Zeroed(stamp))
+    }
+}
+
+/// Pages that differ, with their bytes unless they are too many for a range.
+struct Seen {
+    sums: super::page_checksums::PageChecksums,
+    changed: Vec<Pgno>,
+    bytes: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum JournalState {
+    None,
+    /// Left by a finished transaction in PERSIST mode, and not written since.
+    Zeroed(Stamp),
+    Hot,
+}
+
+impl Db {
+    /// Starts the log anew at a state that is too far from the last one to be carried by a record.
+    pub(super) fn restart_at(
+        &self,
+        inner: &mut Inner,
+        sums: super::page_checksums::PageChecksums,
+        page_size: PageSize,
+        page_count: u32,
+        cursor: Option<WalCursor>,
+    ) -> Result<(), DbError> {
+        use std::sync::atomic::Ordering;
+        let pos = crate::ltx::Pos { txid: inner.pos.txid.next(), post_apply_checksum: sums.total() };
+        let meta = super::log::RecordMeta {
+            epoch: self.node.epoch.load(Ordering::Acquire),
+            min_txid: pos.txid,
+            max_txid: pos.txid,
+            pre_apply_checksum: inner.pos.post_apply_checksum,
+            post_apply_checksum: pos.post_apply_checksum,
+            timestamp_ms: crate::clock::wall_ms(),
+            commit: page_count,
+            page_size,
+            wal: cursor,
+        };
+        self.log.restart(&meta, super::log::Older::Remove).map_err(self.log_error())?;
+        inner.checksums = sums;
+        inner.page_size = Some(page_size);
+        inner.page_count = page_count;
+        inner.cursor = cursor;
+        inner.pos = pos;
+        self.publish(inner, meta.timestamp_ms);
+        Ok(())
+    }
+}

@@ -1,0 +1,351 @@
+//! Turns committed WAL frames past the cursor into one range.
+//!
+//! What is committed is what the wal-index says (`mxFrame`): a frame that no local reader can see is not published.
+//! Where there is no index (`locking_mode=EXCLUSIVE`), or where its bytes may still be in a program's memory (served
+//! from user space), the frames' own salts and checksums decide.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::commit::{KEEP_BUFFER, Range};
+use super::log::WalCursor;
+use super::{Db, DbError, Inner};
+use crate::ltx::{PageSize, Pgno};
+use crate::sqlite::wal::{
+    WAL_FRAME_HEADER_LEN as FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader, frame_offset,
+};
+use crate::sqlite::wal_index;
+
+/// Frames are read in pieces of about this many bytes.
+const READ_LEN: usize = 4 << 20;
+/// A range ends at the first commit past this many bytes of frames, so that records stay small.
+const RANGE_LEN: usize = 8 << 20;
+
+/// What ends a look at the WAL.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// Something was captured, and there may be more.
+    More,
+    /// Nothing more is committed.
+    Done,
+}
+
+impl Db {
+    /// Captures everything committed in the WAL.
+    ///
+    /// # Errors
+    /// Disk or log; the WAL must then not be reset (INV-DB-2).
+    pub fn capture_wal(&self) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        self.capture_wal_locked(&mut inner)
+    }
+
+    /// Captures everything committed in the WAL before it may be reset, and makes it durable if the app did.
+    ///
+    /// # Errors
+    /// Disk or log; the reset must then be refused (INV-DB-2, INV-DB-3).
+    pub fn before_wal_reset(&self) -> Result<(), DbError> {
+        use std::sync::atomic::Ordering;
+        self.capture_wal()?;
+        if self.wal_is_synced.swap(false, Ordering::AcqRel) {
+            self.log.sync().map_err(self.log_error())?;
+        }
+        Ok(())
+    }
+
+    /// Learns that the WAL file is gone or another one.
+    pub fn wal_replaced(&self) {
+        Self::forget_wal(&mut self.lock());
+    }
+
+    /// Learns that a program synced the WAL.
+    pub fn wal_synced(&self) {
+        self.wal_is_synced.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
+        while self.capture_wal_step(inner)? == Step::More {}
+        Ok(())
+    }
+
+    fn capture_wal_step(&self, inner: &mut Inner) -> Result<Step, DbError> {
+        if inner.wal.is_none() {
+            match File::open(&self.paths.wal) {
+                Ok(file) => inner.wal = Some(file),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Step::Done),
+                Err(e) => return Err(DbError::io("open", &self.paths.wal)(e)),
+            }
+        }
+        let Some(wal) = inner.wal.take() else { return Ok(Step::Done) };
+        let step = self.capture_frames(inner, &wal);
+        inner.wal = Some(wal);
+        step
+    }
+
+    fn capture_frames(&self, inner: &mut Inner, wal: &File) -> Result<Step, DbError> {
+        let io = || DbError::io("read", &self.paths.wal);
+        let mut head = [0; WAL_HEADER_LEN];
+        if read_full(wal, &mut head, 0).map_err(io())? < head.len() {
+            return Ok(Step::Done);
+        }
+        let Ok(header) = WalHeader::decode(&head) else { return Ok(Step::Done) };
+        let Some(extent) = self.committed_extent(&header) else { return Ok(Step::Done) };
+        let (salt1, salt2) = (header.salts.0, header.salts.1);
+        let start = match inner.cursor {
+            Some(c) if (c.salt1, c.salt2) == (salt1, salt2) => c,
+            _ => WalCursor {
+                salt1,
+                salt2,
+                frame_no: 0,
+                checksum1: header.checksum().0,
+                checksum2: header.checksum().1,
+            },
+        };
+        let last = match extent {
+            Extent::Index(mx_frame) if mx_frame < start.frame_no => {
+                // Frames that we published are gone from the index: nobody ever saw them here. Say what is so.
+                tracing::warn!(db = %self.name, captured = start.frame_no, mx_frame, "wal went back, comparing all pages");
+                inner.cursor = None;
+                inner.trouble = Some("wal went back".into());
+                return Ok(Step::Done);
+            }
+            Extent::Index(mx_frame) => Some(mx_frame),
+            Extent::Frames => None,
+        };
+        if last == Some(start.frame_no) {
+            if inner.cursor.is_none() {
+                inner.cursor = Some(start);
+            }
+            return Ok(Step::Done);
+        }
+        self.read_range(inner, wal, &header, start, last)
+    }
+
+    /// Says how far the WAL is committed, if anything is.
+    fn committed_extent(&self, header: &WalHeader) -> Option<Extent> {
+        if !self.node.shm_is_shared() {
+            return Some(Extent::Frames);
+        }
+        let Ok(shm) = File::open(&self.paths.shm) else { return Some(Extent::Frames) };
+        let mut bytes = [0; 2 * wal_index::HEADER_LEN];
+        // A writer publishes the two copies one after the other: look again, it takes moments.
+        for _ in 0..100 {
+            if read_full(&shm, &mut bytes, 0).is_ok_and(|n| n == bytes.len())
+                && let Ok(index) = wal_index::WalIndexHeader::decode_copies(&bytes)
+            {
+                // An index of another generation: this one was begun and nothing of it is published yet, or it was
+                // reset and all of it is captured (INV-DB-2).
+                return (index.salts == header.salts).then_some(Extent::Index(index.mx_frame));
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// Reads frames after `start` to the last commit, and commits their pages as one range.
+    fn read_range(
+        &self,
+        inner: &mut Inner,
+        wal: &File,
+        header: &WalHeader,
+        start: WalCursor,
+        last: Option<u32>,
+    ) -> Result<Step, DbError> {
+        let page_size = header.page_size;
+        let frame_len = FRAME_HEADER_LEN + page_size.len();
+        let mut frames = std::mem::take(&mut inner.frames);
+        frames.clear();
+        let mut scan = Scan::new(header, start, last);
+        let mut at_end = false;
+        while !at_end && !(scan.commit.is_some() && frames.len() >= RANGE_LEN) {
+            let wanted = last.map_or(READ_LEN, |last| {
+                READ_LEN.min((last - start.frame_no) as usize * frame_len - frames.len())
+            });
+            let wanted = wanted.next_multiple_of(frame_len);
+            let old = frames.len();
+            frames.resize(old + wanted, 0);
+            let offset = frame_offset(page_size, start.frame_no + 1) + old as u64;
+            let n = read_full(wal, &mut frames[old..], offset).map_err(DbError::io("read", &self.paths.wal))?;
+            frames.truncate(old + n - n % frame_len);
+            at_end = !scan.take(&frames, frame_len) || n < wanted || frames.len() == old;
+            if let Some(last) = last {
+                at_end |= frames.len() / frame_len >= (last - start.frame_no) as usize;
+            }
+        }
+        let result = match scan.commit {
+            None if last.is_some() => Err(DbError::Corrupt {
+                what: format!("no commit among frames {}..={}", start.frame_no + 1, last.unwrap_or(0)),
+                path: self.paths.wal.clone(),
+            }),
+            None => Ok(Step::Done),
+            Some(commit) => self.commit_frames(inner, &frames, frame_len, page_size, &commit, &scan.pgnos),
+        };
+        if frames.capacity() > KEEP_BUFFER {
+            frames = Vec::new();
+        }
+        inner.frames = frames;
+        result
+    }
+
+    fn commit_frames(
+        &self,
+        inner: &mut Inner,
+        frames: &[u8],
+        frame_len: usize,
+        page_size: PageSize,
+        commit: &Commit,
+        pgnos: &[Pgno],
+    ) -> Result<Step, DbError> {
+        // Latest version of each page: sort by page, then frame, and keep the last of each.
+        let mut order: Vec<(Pgno, usize)> =
+            pgnos[..commit.frame_count].iter().enumerate().map(|(i, pgno)| (*pgno, i)).collect();
+        order.sort_unstable();
+        let lock_pgno = page_size.lock_pgno();
+        let mut pages: Vec<(Pgno, &[u8])> = Vec::with_capacity(order.len());
+        for (i, (pgno, frame)) in order.iter().enumerate() {
+            let is_last = order.get(i + 1).is_none_or(|(next, _)| next != pgno);
+            if is_last && pgno.get() <= commit.page_count && *pgno != lock_pgno {
+                let at = frame * frame_len + FRAME_HEADER_LEN;
+                pages.push((*pgno, &frames[at..at + page_size.len()]));
+            }
+        }
+        let known = if inner.page_size == Some(page_size) { inner.page_count } else { 0 };
+        let filler = self.missing_pages(known, commit.page_count, page_size, &pages)?;
+        if !filler.is_empty() {
+            pages.extend(filler.iter().map(|(pgno, data)| (*pgno, data.as_slice())));
+            pages.sort_unstable_by_key(|(pgno, _)| *pgno);
+        }
+        let range = Range {
+            page_size,
+            page_count: commit.page_count,
+            tx_count: commit.tx_count,
+            pages,
+            cursor: Some(commit.cursor),
+        };
+        self.commit_range(inner, &range)?;
+        Ok(Step::More)
+    }
+
+    /// Finds pages of a grown database that no frame carries: SQLite reads them from the file, or as zeros.
+    fn missing_pages(
+        &self,
+        known: u32,
+        page_count: u32,
+        page_size: PageSize,
+        pages: &[(Pgno, &[u8])],
+    ) -> Result<Vec<(Pgno, Vec<u8>)>, DbError> {
+        let grown = page_count.saturating_sub(known) as usize;
+        let first = pages.partition_point(|(pgno, _)| pgno.get() <= known);
+        if pages.len() - first >= grown {
+            return Ok(Vec::new());
+        }
+        let mut have = pages[first..].iter().map(|(pgno, _)| *pgno).peekable();
+        let mut missing = Vec::new();
+        let mut main = None;
+        for pgno in (known + 1..=page_count).filter_map(Pgno::new) {
+            if have.next_if_eq(&pgno).is_some() || pgno == page_size.lock_pgno() {
+                continue;
+            }
+            let mut data = vec![0; page_size.len()];
+            if main.is_none() {
+                main = Some(File::open(&self.paths.main).map_err(DbError::io("open", &self.paths.main))?);
+            }
+            if let Some(file) = &main {
+                read_full(file, &mut data, page_size.offset(pgno)).map_err(DbError::io("read", &self.paths.main))?;
+            }
+            missing.push((pgno, data));
+        }
+        Ok(missing)
+    }
+
+    /// Forgets the WAL: it was truncated, reset or removed, all of it captured before (INV-DB-2).
+    pub(super) fn forget_wal(inner: &mut Inner) {
+        inner.wal = None;
+    }
+}
+
+/// How far the WAL is committed.
+enum Extent {
+    /// As the wal-index says.
+    Index(u32),
+    /// As far as the frames themselves are valid.
+    Frames,
+}
+
+/// A commit found among frames.
+#[derive(Debug, Clone, Copy)]
+struct Commit {
+    /// Frames up to and with it, from the start of the range.
+    frame_count: usize,
+    /// Commits up to and with it.
+    tx_count: u64,
+    page_count: u32,
+    cursor: WalCursor,
+}
+
+/// Walks frames, keeping the page number of each and the last commit.
+struct Scan<'a> {
+    header: &'a WalHeader,
+    start: WalCursor,
+    /// `None`: the frames' own checksums say where the WAL ends.
+    last: Option<u32>,
+    running: WalChecksum,
+    pgnos: Vec<Pgno>,
+    tx_count: u64,
+    commit: Option<Commit>,
+}
+
+impl<'a> Scan<'a> {
+    fn new(header: &'a WalHeader, start: WalCursor, last: Option<u32>) -> Scan<'a> {
+        let running = WalChecksum(start.checksum1, start.checksum2);
+        Scan { header, start, last, running, pgnos: Vec::new(), tx_count: 0, commit: None }
+    }
+
+    /// Takes the frames not yet seen; false at the first that does not count.
+    fn take(&mut self, frames: &[u8], frame_len: usize) -> bool {
+        for frame in frames.chunks_exact(frame_len).skip(self.pgnos.len()) {
+            let Some(head) = frame.first_chunk().and_then(WalFrameHeader::decode) else { return false };
+            if head.salts != self.header.salts {
+                return false;
+            }
+            if self.last.is_none() {
+                let order = self.header.order;
+                self.running = self.running.update(order, &frame[..8]).update(order, &frame[FRAME_HEADER_LEN..]);
+                if self.running != head.checksum {
+                    return false;
+                }
+            }
+            self.pgnos.push(head.pgno);
+            if head.commit > 0 {
+                self.tx_count += 1;
+                let frame_no = self.start.frame_no + u32::try_from(self.pgnos.len()).unwrap_or(u32::MAX);
+                self.commit = Some(Commit {
+                    frame_count: self.pgnos.len(),
+                    tx_count: self.tx_count,
+                    page_count: head.commit,
+                    cursor: WalCursor {
+                        frame_no,
+                        checksum1: head.checksum.0,
+                        checksum2: head.checksum.1,
+                        ..self.start
+                    },
+                });
+            }
+        }
+        true
+    }
+}
+
+/// Reads as much as there is, up to the length of `buf`.
+pub(super) fn read_full(file: &File, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

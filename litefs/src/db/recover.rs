@@ -1,0 +1,411 @@
+//! Opens a database at the start of the daemon, before the mount, whatever state the last end left it in.
+//!
+//! | what is found | what is done |
+//! |---|---|
+//! | page cache survived (clean stop, or the daemon alone died) | log and checksums are believed; the WAL's tail is captured |
+//! | power was lost: pages, WAL and log may each be older or newer than the others | every page is read and compared |
+//! | a page differs and the log has it | the log's page is written back |
+//! | a page differs and the log does not have it, on the primary | the file is what SQLite shows: captured as one transaction |
+//! | the same, on a replica | reported as it is; the primary sends the difference |
+//! | a hot journal | rolled back, as SQLite would at its next open |
+//!
+//! Nothing here refuses to start the node; a database that cannot be opened stays alone with its error.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::commit::KEEP_BUFFER;
+use super::log::{Finding, Log, ReadAfter, WalCursor};
+use super::page_checksums::{Loaded, PageChecksums};
+use super::view::View;
+use super::{Db, DbError, DbPaths, Gate, Inner, NodeContext, Published, Stamp};
+use crate::ltx::{Decoder, PageSize, Pgno, Pos};
+use crate::replication::DbName;
+use crate::sqlite::journal;
+
+/// What is kept with the page checksums.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Extra {
+    cursor: Option<[u32; 5]>,
+    stamp: Option<(u64, i64, i64, u64)>,
+    page_count: u32,
+    page_size: u32,
+}
+
+impl Db {
+    /// Opens a database. `is_trusted` says that what was last written to files here is still in them.
+    ///
+    /// # Errors
+    /// Disk, log.
+    pub fn open(
+        node: Arc<NodeContext>,
+        name: DbName,
+        meta: PathBuf,
+        is_trusted: bool,
+    ) -> Result<Db, DbError> {
+        let paths = DbPaths::new(&node.files, &node.mount, meta, name.as_str().as_ref());
+        std::fs::create_dir_all(&paths.meta).map_err(DbError::io("create directory", &paths.meta))?;
+        let (log, opened) = Log::open(node.disk.clone(), &paths.meta, node.log_options)
+            .map_err(|source| DbError::Log { db: name.to_string(), source })?;
+        let mut is_trusted = is_trusted;
+        for finding in &opened.findings {
+            match finding {
+                Finding::TornTail { .. } => tracing::info!(db = %name, ?finding, "log ended in the middle of a write"),
+                Finding::Damaged { .. } | Finding::Unreachable { .. } => {
+                    is_trusted = false;
+                    tracing::error!(db = %name, ?finding, "log is damaged; what was damaged is kept aside");
+                }
+                _ => tracing::debug!(db = %name, ?finding, "log"),
+            }
+        }
+        let loaded = PageChecksums::load(&*node.disk, &paths.meta);
+        let db = Db {
+            log,
+            inner: Mutex::new(Inner {
+                page_size: None,
+                page_count: 0,
+                checksums: PageChecksums::new(PageSize::DEFAULT),
+                pos: Pos::ZERO,
+                cursor: None,
+                wal: None,
+                stamp: None,
+                replica_wal: None,
+                encoded: Vec::new(),
+                frames: Vec::new(),
+                trouble: None,
+            }),
+            published: Mutex::new(Published::default()),
+            gate: Mutex::new(Gate::default()),
+            wal_is_synced: std::sync::atomic::AtomicBool::new(false),
+            pins: Mutex::new(Vec::new()),
+            name,
+            paths,
+            node,
+        };
+        {
+            let mut inner = db.lock();
+            let is_known = db.restore_checksums(&mut inner, loaded.ok())?;
+            db.roll_back_journal()?;
+            if db.node.is_primary() {
+                db.recover_primary(&mut inner, is_known && is_trusted)?;
+            } else {
+                db.recover_replica(&mut inner, is_known && is_trusted)?;
+            }
+            let timestamp_ms = db.log.end().map_or(0, |m| m.timestamp_ms);
+            db.publish(&inner, timestamp_ms);
+        }
+        Ok(db)
+    }
+
+    /// Brings the checksums to the log's end. Returns whether they are those of its position.
+    fn restore_checksums(&self, inner: &mut Inner, loaded: Option<Loaded>) -> Result<bool, DbError> {
+        let end = self.log.end_pos();
+        if let Some(loaded) = loaded {
+            let extra: Extra = serde_json::from_slice(&loaded.extra).unwrap_or_default();
+            inner.page_size = PageSize::new(extra.page_size).filter(|_| extra.page_count > 0);
+            inner.page_count = extra.page_count;
+            inner.pos = loaded.at;
+            inner.checksums = loaded.checksums;
+            inner.cursor = extra.cursor.map(cursor_from);
+            inner.stamp = extra.stamp.map(|(size, s, ns, ino)| Stamp { size, mtime: (s, ns), ino });
+        } else if self.log.end().is_some() && self.log.base().0 > 0 {
+            // The log does not begin at the beginning, and what came before is not known: read everything.
+            self.take_log_end(inner);
+            return Ok(end == Pos::ZERO);
+        }
+        if inner.pos == end {
+            return Ok(true);
+        }
+        if self.check_position(inner.pos).is_err() {
+            self.take_log_end(inner);
+            return Ok(false);
+        }
+        loop {
+            let read = self.log.read_after(inner.pos.txid, KEEP_BUFFER).map_err(self.log_error())?;
+            let ReadAfter::Records(records) = read else { break };
+            for record in records {
+                let mut decoder = Decoder::new(&record.ltx).map_err(self.ltx_error())?;
+                let header = decoder.header().clone();
+                if inner.page_size != Some(header.page_size) {
+                    inner.checksums = PageChecksums::new(header.page_size);
+                }
+                inner.checksums.truncate(header.commit);
+                let mut page = vec![0; header.page_size.len()];
+                while let Some(pgno) = decoder.next_page(&mut page).map_err(self.ltx_error())? {
+                    inner.checksums.set(pgno, crate::ltx::page_checksum(pgno, &page));
+                }
+                inner.page_size = (header.commit > 0).then_some(header.page_size);
+                inner.page_count = header.commit;
+                inner.pos = record.meta.pos();
+                inner.cursor = record.meta.wal;
+                inner.stamp = None;
+            }
+        }
+        Ok(inner.pos == end && inner.checksums.total() == end.post_apply_checksum)
+    }
+
+    fn take_log_end(&self, inner: &mut Inner) {
+        if let Some(end) = self.log.end() {
+            inner.pos = end.pos();
+            inner.cursor = end.wal;
+            inner.page_count = end.commit;
+            inner.page_size = (end.commit > 0).then_some(end.page_size);
+        }
+        inner.checksums = PageChecksums::new(inner.page_size.unwrap_or(PageSize::DEFAULT));
+        inner.stamp = None;
+    }
+
+    /// Undoes a transaction that was under way when its program died, as SQLite would.
+    fn roll_back_journal(&self) -> Result<(), DbError> {
+        let Ok(file) = File::open(&self.paths.journal) else { return Ok(()) };
+        let mut head = [0; 1];
+        if file.read_at(&mut head, 0).unwrap_or(0) == 0 || !journal::is_hot_header(&head) {
+            return Ok(());
+        }
+        if journal::super_journal(&file).is_ok_and(|s| s.is_some()) {
+            // Whether it is hot depends on a file that several databases share: SQLite decides at its next open.
+            return Ok(());
+        }
+        let plan = match journal::playback(&file) {
+            Ok(plan) => plan,
+            Err(error) => {
+                tracing::warn!(db = %self.name, %error, "journal cannot be rolled back here, left to sqlite");
+                return Ok(());
+            }
+        };
+        let io = || DbError::io("write", &self.paths.main);
+        let main = OpenOptions::new().read(true).write(true).open(&self.paths.main).map_err(io())?;
+        main.set_len(u64::from(plan.page_count) * u64::from(plan.page_size.get())).map_err(io())?;
+        let mut page = vec![0; plan.page_size.len()];
+        for (pgno, offset) in plan.pages {
+            file.read_exact_at(&mut page, offset).map_err(DbError::io("read", &self.paths.journal))?;
+            main.write_all_at(&page, plan.page_size.offset(pgno)).map_err(io())?;
+        }
+        main.sync_data().map_err(io())?;
+        std::fs::remove_file(&self.paths.journal).map_err(DbError::io("remove", &self.paths.journal))?;
+        tracing::info!(db = %self.name, "rolled back an interrupted transaction");
+        Ok(())
+    }
+
+    fn recover_primary(&self, inner: &mut Inner, is_trusted: bool) -> Result<(), DbError> {
+        if is_trusted && inner.page_count > 0 {
+            self.capture_wal_locked(inner)?;
+            let stamp = File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok());
+            let is_wal = View::open(&self.paths, false)?.is_some_and(|v| v.header.is_wal());
+            if inner.trouble.is_none() && (is_wal || (stamp.is_some() && stamp == inner.stamp)) {
+                return Ok(());
+            }
+        }
+        inner.trouble = None;
+        let cursor_holds = self.cursor_holds(inner)?;
+        if cursor_holds {
+            self.capture_wal_locked(inner)?;
+        }
+        let Some(view) = View::open(&self.paths, true)? else {
+            if inner.page_count > 0 {
+                return self.rebuild_from_log(inner);
+            }
+            return Ok(());
+        };
+        let actual = view.checksums().map_err(DbError::io("read", &self.paths.main))?;
+        if actual.total() == inner.pos.post_apply_checksum && view.page_count == inner.page_count {
+            inner.checksums = actual;
+            return Ok(());
+        }
+        drop(view);
+        if self.heal_from_log(inner, &actual)? {
+            return Ok(());
+        }
+        tracing::warn!(
+            db = %self.name, pos = %inner.pos,
+            "database holds what the log lost, it is captured as one transaction"
+        );
+        self.capture_view(inner, true)
+    }
+
+    /// Returns whether the WAL has all frames up to the cursor.
+    fn cursor_holds(&self, inner: &Inner) -> Result<bool, DbError> {
+        let Some(cursor) = inner.cursor else { return Ok(true) };
+        let end = View::open(&self.paths, true)?.and_then(|v| v.wal_end);
+        Ok(match end {
+            Some((header, end)) if (header.salts.0, header.salts.1) == (cursor.salt1, cursor.salt2) => {
+                end.frame_no >= cursor.frame_no
+            }
+            // Another generation: the one captured was reset, hence all in the file (INV-DB-2).
+            _ => true,
+        })
+    }
+
+    /// Writes back pages that the log has and the files lost. Returns whether that explains every difference.
+    fn heal_from_log(&self, inner: &mut Inner, actual: &PageChecksums) -> Result<bool, DbError> {
+        let Some(page_size) = inner.page_size else { return Ok(false) };
+        if actual.page_size() != page_size {
+            return Ok(false);
+        }
+        let expected = inner.checksums.clone();
+        if expected.total() != inner.pos.post_apply_checksum {
+            return Ok(false);
+        }
+        let mut missing: std::collections::BTreeMap<Pgno, Option<Vec<u8>>> = expected
+            .differing_pages(actual)
+            .filter(|p| p.get() <= inner.page_count)
+            .map(|p| (p, None))
+            .collect();
+        let mut left = missing.len();
+        for record in self.log.newest_first() {
+            if left == 0 {
+                break;
+            }
+            let Ok(record) = record else { return Ok(false) };
+            let mut decoder = match Decoder::new(&record.ltx) {
+                Ok(d) if d.header().page_size == page_size => d,
+                _ => return Ok(false),
+            };
+            let mut page = vec![0; page_size.len()];
+            while let Some(pgno) = decoder.next_page(&mut page).map_err(self.ltx_error())? {
+                if let Some(slot @ None) = missing.get_mut(&pgno)
+                    && expected.get(pgno) == Some(crate::ltx::page_checksum(pgno, &page))
+                {
+                    *slot = Some(page.clone());
+                    left -= 1;
+                }
+            }
+        }
+        if left > 0 {
+            return Ok(false);
+        }
+        self.fold_wal_into_file()?;
+        let io = || DbError::io("write", &self.paths.main);
+        let main = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.paths.main);
+        let main = main.map_err(io())?;
+        for (pgno, page) in missing.iter().filter_map(|(p, d)| Some((p, d.as_ref()?))) {
+            main.write_all_at(page, page_size.offset(*pgno)).map_err(io())?;
+        }
+        main.set_len(u64::from(inner.page_count) * u64::from(page_size.get())).map_err(io())?;
+        main.sync_data().map_err(io())?;
+        tracing::warn!(db = %self.name, pages = missing.len(), pos = %inner.pos, "pages lost by the files were written back from the log");
+        inner.cursor = None;
+        inner.stamp = Stamp::of(&main).ok();
+        Ok(true)
+    }
+
+    /// The file is gone: makes it again if the log has all pages, else gives it up as dropped.
+    fn rebuild_from_log(&self, inner: &mut Inner) -> Result<(), DbError> {
+        let nothing = PageChecksums::new(inner.page_size.unwrap_or(PageSize::DEFAULT));
+        if self.heal_from_log(inner, &nothing)? {
+            return Ok(());
+        }
+        tracing::error!(db = %self.name, pos = %inner.pos, path = %self.paths.main.display(), "database file is gone, recorded as dropped");
+        self.commit_drop(inner)
+    }
+
+    /// Copies what the WAL has into the file and removes WAL and wal-index; nobody has the database open.
+    fn fold_wal_into_file(&self) -> Result<(), DbError> {
+        if let Some(view) = View::open(&self.paths, true)? {
+            let io = || DbError::io("write", &self.paths.main);
+            let main = OpenOptions::new().write(true).open(&self.paths.main).map_err(io())?;
+            let mut page = vec![0; view.page_size.len()];
+            for pgno in view.wal_pages().filter(|p| p.get() <= view.page_count) {
+                view.page(pgno, &mut page).map_err(io())?;
+                main.write_all_at(&page, view.page_size.offset(pgno)).map_err(io())?;
+            }
+            if view.wal_end.is_some() {
+                main.set_len(u64::from(view.page_count) * u64::from(view.page_size.get())).map_err(io())?;
+            }
+            main.sync_data().map_err(io())?;
+        }
+        for path in [&self.paths.shm, &self.paths.wal] {
+            match std::fs::remove_file(path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(DbError::io("remove", path)(e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_replica(&self, inner: &mut Inner, is_trusted: bool) -> Result<(), DbError> {
+        if inner.page_count > 0 || self.paths.wal.exists() {
+            self.fold_wal_into_file()?;
+        }
+        inner.cursor = None;
+        let stamp = File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok());
+        if is_trusted && stamp.is_some() && stamp == inner.stamp {
+            return Ok(());
+        }
+        let view = View::open(&self.paths, false)?;
+        let Some(view) = view else {
+            if inner.page_count > 0 && !self.heal_from_log(inner, &PageChecksums::new(inner.checksums.page_size()))? {
+                // As it is: nothing. The primary sends it.
+                inner.page_count = 0;
+                inner.page_size = None;
+                inner.checksums = PageChecksums::new(PageSize::DEFAULT);
+                inner.pos.post_apply_checksum = inner.checksums.total();
+            }
+            return Ok(());
+        };
+        let page_count = if inner.page_size == Some(view.page_size) { inner.page_count } else { view.page_count };
+        let actual = view.checksums().map_err(DbError::io("read", &self.paths.main))?;
+        if actual.total() == inner.pos.post_apply_checksum && actual.page_count() == page_count {
+            inner.checksums = actual;
+            return Ok(());
+        }
+        let page_size = view.page_size;
+        drop(view);
+        if self.heal_from_log(inner, &actual)? {
+            return Ok(());
+        }
+        inner.page_size = Some(page_size);
+        inner.page_count = actual.page_count();
+        inner.pos.post_apply_checksum = actual.total();
+        inner.checksums = actual;
+        tracing::warn!(db = %self.name, pos = %inner.pos, "database is not what the log says; the primary will send the difference");
+        Ok(())
+    }
+
+    /// Writes down what the next start needs. `durable` also syncs log and files, as for a clean stop.
+    ///
+    /// # Errors
+    /// Disk, log.
+    pub fn persist(&self, durable: bool) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        if durable && self.node.is_primary() {
+            self.capture_wal_locked(&mut inner)?;
+        }
+        if durable {
+            self.log.sync().map_err(self.log_error())?;
+            for path in [&self.paths.main, &self.paths.wal] {
+                if let Ok(file) = File::open(path) {
+                    file.sync_data().map_err(DbError::io("sync", path))?;
+                }
+            }
+            if !self.node.is_primary() && inner.replica_wal.is_none() {
+                inner.stamp = File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok());
+            }
+        }
+        let extra = Extra {
+            cursor: inner.cursor.map(cursor_into),
+            stamp: inner.stamp.map(|s| (s.size, s.mtime.0, s.mtime.1, s.ino)),
+            page_count: inner.page_count,
+            page_size: inner.page_size.map_or(0, PageSize::get),
+        };
+        let extra = serde_json::to_vec(&extra).unwrap_or_default();
+        inner
+            .checksums
+            .persist(&*self.node.disk, &self.paths.meta, inner.pos, &extra, durable)
+            .map_err(|e| DbError::Corrupt { what: e.to_string(), path: self.paths.meta.clone() })
+    }
+}
+
+fn cursor_from(c: [u32; 5]) -> WalCursor {
+    WalCursor { salt1: c[0], salt2: c[1], frame_no: c[2], checksum1: c[3], checksum2: c[4] }
+}
+
+fn cursor_into(c: WalCursor) -> [u32; 5] {
+    [c.salt1, c.salt2, c.frame_no, c.checksum1, c.checksum2]
+}

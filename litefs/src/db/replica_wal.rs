@@ -1,0 +1,286 @@
+//! On a replica we are the writer of the WAL: transactions become frames, and readers are neither blocked nor block.
+//!
+//! Held for as long as a program has the database open, all as open-file-description locks on files opened through
+//! the mount, so that they conflict with SQLite's:
+//!
+//! | file | lock | why |
+//! |---|---|---|
+//! | database | SHARED, shared | no program can be the last to close, which would remove the WAL |
+//! | `-shm` | DMS, shared | no program truncates the index |
+//! | `-shm` | WRITE and CKPT, exclusive | no program writes, checkpoints, or rebuilds the index (INV-DB-4) |
+//!
+//! This serves a database of any journal mode: where a WAL exists, SQLite reads through it whatever the header says.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::capture_wal::read_full;
+use super::paths::with_suffix;
+use super::shm::MappedShm;
+use super::{DbError, DbPaths};
+use crate::ltx::{PageSize, Pgno};
+use crate::sqlite::locks::{LockRange, OfdLocks, db, shm as shm_lock};
+use crate::sqlite::wal::{
+    ByteOrder, WAL_FRAME_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader, WalSalts, frame_len, frame_offset,
+};
+use crate::sqlite::wal_index::{READ_MARK_COUNT, READ_MARK_UNUSED, WalIndex, WalIndexHeader};
+
+/// A WAL this long is checkpointed when readers allow, in frames; SQLite's own default.
+const CHECKPOINT_FRAMES: u32 = 1000;
+/// Frames are written in pieces of about this many bytes.
+const WRITE_LEN: usize = 1 << 20;
+
+/// The WAL and wal-index of a replica's database that some program has open.
+#[derive(Debug)]
+pub(super) struct ReplicaWal {
+    /// Opened through the mount, for its locks alone.
+    _main: File,
+    /// Backing file of the database.
+    main_backing: File,
+    /// Backing file of the WAL.
+    wal: File,
+    index: WalIndex<MappedShm>,
+    wal_header: WalHeader,
+    header: WalIndexHeader,
+    /// The header is in the file; it is written with the first frame.
+    header_is_written: bool,
+    buffer: Vec<u8>,
+    /// Frames at the last attempt to checkpoint.
+    last_attempt: u32,
+}
+
+impl ReplicaWal {
+    /// Takes over the serving of a database that nobody has open.
+    ///
+    /// Runs on a thread that the volume lets through (`NodeContext::own_threads`), never on a session thread.
+    pub(super) fn prepare(paths: &DbPaths, page_size: PageSize, page_count: u32) -> Result<ReplicaWal, DbError> {
+        let open = |path: &Path, write: bool| {
+            OpenOptions::new()
+                .read(true)
+                .write(write)
+                .create(write)
+                .truncate(false)
+                .open(path)
+                .map_err(DbError::io("open", path))
+        };
+        let main = open(&paths.mounted, false)?;
+        let shm_path = with_suffix(&paths.mounted, "-shm");
+        let shm = open(&shm_path, true)?;
+        let wal_path = with_suffix(&paths.mounted, "-wal");
+        drop(open(&wal_path, true)?);
+        lock(&main, db::SHARED, false, "SHARED", &paths.main)?;
+        lock(&shm, shm_lock::DMS, false, "DMS", &paths.shm)?;
+        lock(&shm, shm_lock::WRITE, true, "WRITE", &paths.shm)?;
+        lock(&shm, shm_lock::CKPT, true, "CKPT", &paths.shm)?;
+        let wal = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&paths.wal)
+            .map_err(DbError::io("open", &paths.wal))?;
+        wal.set_len(0).map_err(DbError::io("truncate", &paths.wal))?;
+        shm.set_len(0).map_err(DbError::io("truncate", &paths.shm))?;
+        let main_backing = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&paths.main)
+            .map_err(DbError::io("open", &paths.main))?;
+        let wal_header = WalHeader {
+            order: ByteOrder::NATIVE,
+            page_size,
+            checkpoint_seq: 0,
+            salts: WalSalts(rand::random(), rand::random()),
+        };
+        let mut index = WalIndex::new(MappedShm::new(shm));
+        let header = index
+            .build([], &WalIndexHeader::of_empty(&wal_header, page_count))
+            .map_err(|e| DbError::io("build", &paths.shm)(io::Error::other(e)))?;
+        Ok(ReplicaWal {
+            _main: main,
+            main_backing,
+            wal,
+            index,
+            wal_header,
+            header,
+            header_is_written: false,
+            buffer: Vec::new(),
+            last_attempt: 0,
+        })
+    }
+
+    /// Appends pages as one commit and makes it visible to readers.
+    ///
+    /// # Errors
+    /// Disk; then nothing is visible and the same can be appended again.
+    pub(super) fn append<'a>(
+        &mut self,
+        paths: &DbPaths,
+        pages: &BTreeMap<Pgno, &'a [u8]>,
+        page_count: u32,
+    ) -> Result<u64, DbError> {
+        let io = || DbError::io("write", &paths.wal);
+        if self.header.mx_frame > 0 && self.index.backfill() == self.header.mx_frame {
+            self.restart_if_unread().map_err(io())?;
+        }
+        let page_size = self.wal_header.page_size;
+        let first = self.header.mx_frame + 1;
+        let mut checksum = if self.header.mx_frame == 0 { self.wal_header.checksum() } else { self.header.frame_checksum };
+        if !self.header_is_written {
+            self.wal.write_all_at(&self.wal_header.encode(), 0).map_err(io())?;
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut at = frame_offset(page_size, first);
+        let start = at;
+        let count = pages.len();
+        for (i, (pgno, data)) in pages.iter().enumerate() {
+            let commit = if i + 1 == count { page_count } else { 0 };
+            let head = WalFrameHeader::next(&self.wal_header, checksum, *pgno, commit, data);
+            checksum = head.checksum;
+            buffer.extend_from_slice(&head.encode());
+            buffer.extend_from_slice(data);
+            if buffer.len() >= WRITE_LEN || i + 1 == count {
+                self.wal.write_all_at(&buffer, at).map_err(io())?;
+                at += buffer.len() as u64;
+                buffer.clear();
+            }
+        }
+        self.buffer = buffer;
+        self.header_is_written = true;
+        let mut frame_no = self.header.mx_frame;
+        for pgno in pages.keys() {
+            frame_no += 1;
+            self.index.append(frame_no, *pgno).map_err(|e| DbError::io("grow", &paths.shm)(io::Error::other(e)))?;
+        }
+        self.publish(frame_no, page_count, checksum)
+            .map_err(|e| DbError::io("publish", &paths.shm)(e))?;
+        Ok(at - start)
+    }
+
+    fn publish(&mut self, mx_frame: u32, n_page: u32, frame_checksum: WalChecksum) -> io::Result<()> {
+        let header = WalIndexHeader {
+            change: self.header.change.wrapping_add(1),
+            mx_frame,
+            n_page,
+            frame_checksum,
+            ..self.header
+        };
+        self.index.publish(&header).map_err(io::Error::other)?;
+        self.header = header;
+        Ok(())
+    }
+
+    /// Returns whether the WAL is long enough to be worth a checkpoint now.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        let frames = self.header.mx_frame - self.index.backfill().min(self.header.mx_frame);
+        // After an attempt that readers stopped, wait for as many frames again.
+        frames >= CHECKPOINT_FRAMES && self.header.mx_frame >= self.last_attempt.saturating_add(CHECKPOINT_FRAMES)
+            || self.header.mx_frame < self.last_attempt
+    }
+
+    /// Copies frames into the database file as far as no reader still needs the old pages. Returns whether all were.
+    pub(super) fn checkpoint(&mut self, paths: &DbPaths) -> Result<bool, DbError> {
+        let mx_frame = self.header.mx_frame;
+        self.last_attempt = mx_frame;
+        let mut safe = mx_frame;
+        let io_lock = || DbError::io("lock", &paths.shm);
+        for slot in 1..READ_MARK_COUNT {
+            let mark = self.index.read_mark(slot);
+            if safe <= mark {
+                continue;
+            }
+            let range = shm_lock::READ[slot];
+            if self.locks().try_write(range).map_err(io_lock())? {
+                self.index.set_read_mark(slot, if slot == 1 { safe } else { READ_MARK_UNUSED });
+                self.locks().unlock(range).map_err(io_lock())?;
+            } else {
+                safe = mark;
+            }
+        }
+        let done = self.index.backfill();
+        if done < safe {
+            let range = shm_lock::READ[0];
+            if !self.locks().try_write(range).map_err(io_lock())? {
+                return Ok(false);
+            }
+            self.index.set_backfill_attempted(safe);
+            let copied = self.backfill(paths, done, safe);
+            if copied.is_ok() {
+                self.index.set_backfill(safe);
+            }
+            self.locks().unlock(range).map_err(io_lock())?;
+            copied?;
+        }
+        Ok(self.index.backfill() == mx_frame)
+    }
+
+    fn backfill(&self, paths: &DbPaths, done: u32, safe: u32) -> Result<(), DbError> {
+        let page_size = self.wal_header.page_size;
+        let last: BTreeMap<Pgno, u32> =
+            (done + 1..=safe).filter_map(|frame| Some((self.index.page_of(frame)?, frame))).collect();
+        let mut page = vec![0; page_size.len()];
+        for (pgno, frame) in last {
+            if pgno.get() > self.header.n_page {
+                continue;
+            }
+            let at = frame_offset(page_size, frame) + WAL_FRAME_HEADER_LEN as u64;
+            self.wal.read_exact_at(&mut page, at).map_err(DbError::io("read", &paths.wal))?;
+            self.main_backing
+                .write_all_at(&page, page_size.offset(pgno))
+                .map_err(DbError::io("write", &paths.main))?;
+        }
+        if safe == self.header.mx_frame {
+            let len = u64::from(self.header.n_page) * u64::from(page_size.get());
+            self.main_backing.set_len(len).map_err(DbError::io("truncate", &paths.main))?;
+        }
+        Ok(())
+    }
+
+    /// Starts the WAL over if nobody reads from it.
+    fn restart_if_unread(&mut self) -> io::Result<()> {
+        let mut held = Vec::new();
+        for slot in 1..READ_MARK_COUNT {
+            let range = shm_lock::READ[slot];
+            if !self.locks().try_write(range)? {
+                break;
+            }
+            held.push(range);
+        }
+        let unread = held.len() == READ_MARK_COUNT - 1;
+        let mut result = Ok(());
+        if unread {
+            result = self.index.restart(&self.header, rand::random()).map(|header| {
+                self.header = header;
+                self.wal_header.salts = header.salts;
+                self.wal_header.checkpoint_seq = self.wal_header.checkpoint_seq.wrapping_add(1);
+                self.header_is_written = false;
+                self.last_attempt = 0;
+            });
+        }
+        for range in held {
+            self.locks().unlock(range)?;
+        }
+        result.map_err(io::Error::other)
+    }
+
+    fn locks(&self) -> OfdLocks<'_> {
+        OfdLocks::new(self.index.shm().file().as_fd())
+    }
+
+}
+
+/// Takes a lock that nobody can be holding for long.
+fn lock(file: &File, range: LockRange, exclusive: bool, what: &'static str, path: &Path) -> Result<(), DbError> {
+    let taken = {
+        let locks = OfdLocks::new(file.as_fd());
+        if exclusive { locks.try_write(range) } else { locks.try_read(range) }
+    };
+    match taken {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(DbError::Locked { what, path: path.to_owned() }),
+        Err(e) => Err(DbError::io("lock", path)(e)),
+    }
+}

@@ -1,0 +1,438 @@
+//! Copies the pages of a database to a node that has none, or another history, while programs go on writing.
+//!
+//! The sender holds no lock of SQLite's. It pins a position in the log, then reads pages as they are; what changed
+//! since the pin is in the log, and what it read in the middle of a change is found by its checksum and sent again.
+//! The receiver puts the log's ranges on top and has the state of `end`, checked by its checksum.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::apply::Merged;
+use super::log::{Older, RecordMeta};
+use super::page_checksums::PageChecksums;
+use super::view::View;
+use super::{Db, DbError};
+use crate::ltx::{Checksum, PageSize, Pgno, Pos, Txid, page_checksum};
+use crate::replication::Record;
+
+/// The sender's side of a page copy.
+#[derive(Debug)]
+pub struct PageCopyReader {
+    db: Arc<Db>,
+    start: Pos,
+    page_size: PageSize,
+    sums: PageChecksums,
+    /// Checksums of the receiver's own copy, by page index; zero is none.
+    have: Vec<u64>,
+    next: u32,
+    /// Pages that were read in another version than that of `start`.
+    other: BTreeSet<Pgno>,
+    pin: u64,
+}
+
+impl PageCopyReader {
+    /// Pins the newest position, or `resume_at` if the log still leads on from it, and opens the pages.
+    ///
+    /// # Errors
+    /// Disk; or there is nothing to copy.
+    pub fn open(db: Arc<Db>, have: Vec<u64>, resume_at: Option<Pos>) -> Result<PageCopyReader, DbError> {
+        if db.node.is_primary() {
+            db.capture_wal()?;
+        }
+        let inner = db.lock();
+        let page_size = inner.page_size.ok_or_else(|| DbError::Corrupt {
+            what: "no pages to copy".into(),
+            path: db.paths.main.clone(),
+        })?;
+        let start = match resume_at {
+            Some(pos) if db.leads_on_from(pos) => pos,
+            _ => inner.pos,
+        };
+        let sums = inner.checksums.clone();
+        let pin = db.pin(start.txid);
+        drop(inner);
+        Ok(PageCopyReader { start, page_size, sums, have, next: 1, other: BTreeSet::new(), pin, db })
+    }
+
+    /// Returns the position pinned.
+    #[must_use]
+    pub fn start(&self) -> Pos {
+        self.start
+    }
+
+    /// Returns bytes per page.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Returns how many pages the copy has.
+    #[must_use]
+    pub fn page_count(&self) -> u32 {
+        self.sums.page_count()
+    }
+
+    /// Skips pages that the receiver has from an earlier try.
+    pub fn seek(&mut self, next: Pgno) {
+        self.next = next.get();
+    }
+
+    /// Reads some pages, ascending in the first pass; none when all have been read.
+    ///
+    /// # Errors
+    /// Disk.
+    pub fn next_pages(&mut self, max_bytes: usize) -> Result<Vec<(Pgno, Bytes)>, DbError> {
+        let count = (max_bytes / self.page_size.len()).max(1);
+        let lock_pgno = self.page_size.lock_pgno();
+        let mut wanted = Vec::with_capacity(count);
+        while wanted.len() < count && self.next <= self.sums.page_count() {
+            if let Some(pgno) = Pgno::new(self.next)
+                && pgno != lock_pgno
+                && self.sums.get(pgno).map(Checksum::get) != self.have.get(pgno.index()).copied().filter(|s| *s != 0)
+            {
+                wanted.push(pgno);
+            }
+            self.next += 1;
+        }
+        self.read(&wanted)
+    }
+
+    fn read(&mut self, wanted: &[Pgno]) -> Result<Vec<(Pgno, Bytes)>, DbError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let io = || DbError::io("read", &self.db.paths.main);
+        let main = File::open(&self.db.paths.main).map_err(io())?;
+        let mut view = None;
+        let mut pages = Vec::with_capacity(wanted.len());
+        let len = self.page_size.len();
+        // Neighbours are read at once: the first pass is one long run.
+        let mut block = vec![0; wanted.len() * len];
+        for run in wanted.chunk_by(|a, b| a.get() + 1 == b.get()) {
+            let at = pages.len() * len;
+            let bytes = &mut block[at..at + run.len() * len];
+            let n = super::capture_wal::read_full(&main, bytes, self.page_size.offset(run[0])).map_err(io())?;
+            bytes[n..].fill(0);
+            pages.extend(run.iter().copied());
+        }
+        for (pgno, page) in wanted.iter().zip(block.chunks_exact_mut(len)) {
+            let Some(want) = self.sums.get(*pgno) else { continue };
+            if page_checksum(*pgno, page) == want {
+                continue;
+            }
+            // Newer, or not yet checkpointed: the WAL tells.
+            if view.is_none() {
+                view = View::open(&self.db.paths, true)?;
+            }
+            if let Some(view) = view.as_ref().filter(|v| v.page_size == self.page_size) {
+                view.page(*pgno, page).map_err(io())?;
+            }
+            if page_checksum(*pgno, page) != want {
+                self.other.insert(*pgno);
+            }
+        }
+        let block = Bytes::from(block);
+        Ok(pages.iter().enumerate().map(|(i, p)| (*p, block.slice(i * len..(i + 1) * len))).collect())
+    }
+
+    /// Returns pages that were read in a version that the log will not put right, read anew; none when all are good.
+    ///
+    /// # Errors
+    /// Disk, or a page that stays wrong: it is damaged.
+    pub fn corrections(&mut self) -> Result<Vec<(Pgno, Bytes)>, DbError> {
+        for attempt in 0..200_u32 {
+            if self.db.node.is_primary() {
+                self.db.capture_wal()?;
+            }
+            let live = self.db.lock().checksums.clone();
+            let wrong: Vec<Pgno> =
+                self.other.iter().copied().filter(|p| live.get(*p) == self.sums.get(*p)).collect();
+            self.other.clear();
+            if wrong.is_empty() {
+                return Ok(Vec::new());
+            }
+            let mut pages = self.read(&wrong)?;
+            pages.retain(|(p, _)| !self.other.contains(p));
+            if !pages.is_empty() {
+                return Ok(pages);
+            }
+            if attempt > 20 {
+                // A writer in a rollback mode is in the middle of a transaction; it ends.
+                std::thread::sleep(std::time::Duration::from_millis(u64::from(attempt)));
+            }
+        }
+        let pgno = self.other.first().map_or(0, |p| p.get());
+        Err(DbError::Corrupt {
+            what: format!("page {pgno} does not have the checksum it had when it was captured"),
+            path: self.db.paths.main.clone(),
+        })
+    }
+
+    /// Returns the position by now: what was read is not newer.
+    ///
+    /// # Errors
+    /// Disk.
+    pub fn end(&self) -> Result<Pos, DbError> {
+        if self.db.node.is_primary() {
+            self.db.capture_wal()?;
+        }
+        Ok(self.db.pos())
+    }
+}
+
+impl Drop for PageCopyReader {
+    fn drop(&mut self) {
+        self.db.unpin(self.pin);
+    }
+}
+
+impl Db {
+    fn pin(&self, txid: Txid) -> u64 {
+        let mut pins = self.pins.lock();
+        let id = pins.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
+        pins.push((id, txid));
+        id
+    }
+
+    fn copy_path(&self) -> std::path::PathBuf {
+        self.paths.meta.join("copy.db")
+    }
+
+    fn unpin(&self, id: u64) {
+        self.pins.lock().retain(|(i, _)| *i != id);
+    }
+
+    /// Returns the lowest position that somebody copies from.
+    #[must_use]
+    pub fn pinned(&self) -> Option<Txid> {
+        self.pins.lock().iter().map(|(_, txid)| *txid).min()
+    }
+
+    /// Returns whether the log holds what comes after a position, and the position is of its history.
+    pub(super) fn leads_on_from(&self, pos: Pos) -> bool {
+        self.check_position(pos).is_ok()
+    }
+
+    /// Says whether the log can lead on from a position, or why not.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn check_position(&self, pos: Pos) -> Result<(), String> {
+        use super::log::ReadAfter;
+        let end = self.log.end_pos();
+        if pos == end {
+            return Ok(());
+        }
+        if pos.txid >= end.txid {
+            return Err(format!("replica is at {pos}, which is not in the history that ends at {end}"));
+        }
+        if pos.txid < self.log.base() {
+            return Err(format!("replica is at {pos}, the log begins at {}", self.log.base()));
+        }
+        match self.log.read_after(pos.txid, 1) {
+            Ok(ReadAfter::Records(records)) => match records.first() {
+                Some(r) if r.meta.pre_apply_pos() == pos || r.meta.min_txid <= pos.txid => Ok(()),
+                _ => Err(format!("replica is at {pos}, which is not in this history")),
+            },
+            Ok(ReadAfter::CaughtUp) => Ok(()),
+            Ok(ReadAfter::NotAvailable { base }) => Err(format!("replica is at {pos}, the log begins at {base}")),
+            Err(e) => Err(format!("log cannot be read: {e}")),
+        }
+    }
+}
+
+/// The receiver's side of a page copy.
+#[derive(Debug)]
+pub struct PageCopyWriter {
+    db: Arc<Db>,
+    start: Pos,
+    page_size: PageSize,
+    page_count: u32,
+    is_difference: bool,
+    file: File,
+    /// Pages in the file.
+    sums: BTreeMap<Pgno, Checksum>,
+    records: Vec<Record>,
+}
+
+impl PageCopyWriter {
+    /// Begins a copy, in a file of its own beside the log.
+    ///
+    /// # Errors
+    /// Disk.
+    pub fn begin(
+        db: Arc<Db>,
+        start: Pos,
+        page_size: PageSize,
+        page_count: u32,
+        is_difference: bool,
+    ) -> Result<PageCopyWriter, DbError> {
+        let path = db.copy_path();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .map_err(DbError::io("create", &path))?;
+        Ok(PageCopyWriter {
+            db,
+            start,
+            page_size,
+            page_count,
+            is_difference,
+            file,
+            sums: BTreeMap::new(),
+            records: Vec::new(),
+        })
+    }
+
+    /// Returns where the copy starts from and the first page that it lacks.
+    #[must_use]
+    pub fn resume_point(&self) -> Option<(Pos, Pgno)> {
+        let next = self.sums.last_key_value().map_or(1, |(p, _)| p.get() + 1);
+        (self.records.is_empty() && !self.is_difference).then_some((self.start, Pgno::new(next)?))
+    }
+
+    /// Takes pages.
+    ///
+    /// # Errors
+    /// Disk, or a page of the wrong length.
+    pub fn pages(&mut self, pages: &[(Pgno, Bytes)]) -> Result<(), DbError> {
+        let path = self.db.copy_path();
+        let len = self.page_size.len();
+        for run in pages.chunk_by(|a, b| a.0.get() + 1 == b.0.get()) {
+            let mut bytes = Vec::with_capacity(run.len() * len);
+            for (pgno, page) in run {
+                if page.len() != len {
+                    return Err(DbError::Corrupt {
+                        what: format!("page {pgno} has {} bytes, not {len}", page.len()),
+                        path: "stream".into(),
+                    });
+                }
+                bytes.extend_from_slice(page);
+                self.sums.insert(*pgno, page_checksum(*pgno, page));
+            }
+            self.file
+                .write_all_at(&bytes, self.page_size.offset(run[0].0))
+                .map_err(DbError::io("write", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Takes ranges to be put on top of the pages.
+    pub fn records(&mut self, records: Vec<Record>) {
+        self.records.extend(records);
+    }
+
+    /// Checks the copy and puts it in place.
+    ///
+    /// # Errors
+    /// `PosMismatch` if the checksum is not that of `end`: copy again. Disk.
+    pub fn finish(mut self, end: Pos) -> Result<Pos, DbError> {
+        let db = self.db.clone();
+        let path = db.copy_path();
+        let mut inner = db.lock();
+        let records: Vec<Record> =
+            self.records.drain(..).filter(|r| r.meta.max_txid > self.start.txid).collect();
+        let overlay = Merged::of(&db, &records)?;
+        let (page_count, target, timestamp_ms, epoch) = match records.last() {
+            Some(r) => (r.meta.commit, r.meta.post_pos(), r.meta.timestamp_ms, r.meta.epoch),
+            None => (self.page_count, self.start, crate::clock::wall_ms(), 0),
+        };
+        let mut sums = if self.is_difference && inner.page_size == Some(self.page_size) {
+            inner.checksums.clone()
+        } else {
+            PageChecksums::new(self.page_size)
+        };
+        for (pgno, sum) in &self.sums {
+            sums.set(*pgno, *sum);
+        }
+        if let Some(overlay) = &overlay {
+            for (pgno, data) in &overlay.pages {
+                sums.set(*pgno, page_checksum(*pgno, data));
+            }
+        }
+        sums.truncate(page_count);
+        let have = Pos { txid: target.txid, post_apply_checksum: sums.total() };
+        if have != target || target.txid < end.txid {
+            return Err(DbError::PosMismatch { have, want: if have == target { end } else { target } });
+        }
+        // The file now gets the ranges too, and is the whole of what is to change.
+        if let Some(overlay) = &overlay {
+            for (pgno, data) in &overlay.pages {
+                self.file
+                    .write_all_at(data, self.page_size.offset(*pgno))
+                    .map_err(DbError::io("write", &path))?;
+                self.sums.insert(*pgno, page_checksum(*pgno, data));
+            }
+        }
+        let older =
+            if inner.pos.txid > self.start.txid || !self.continues(&inner) { Older::Quarantine } else { Older::Remove };
+        if older == Older::Quarantine && inner.pos.txid > Txid::ZERO {
+            tracing::warn!(db = %db.name, was = %inner.pos, now = %target, "another history: ours is kept in quarantine");
+        }
+        let meta = RecordMeta {
+            epoch: epoch.max(db.log.end().map_or(0, |m| m.epoch)),
+            min_txid: target.txid,
+            max_txid: target.txid,
+            pre_apply_checksum: inner.pos.post_apply_checksum,
+            post_apply_checksum: target.post_apply_checksum,
+            timestamp_ms,
+            commit: page_count,
+            page_size: self.page_size,
+            wal: None,
+        };
+        db.log.restart(&meta, older).map_err(db.log_error())?;
+        crate::disk::crash_point("copy:logged");
+        let in_place = if self.is_difference || inner.replica_wal.is_some() {
+            if inner.page_size.is_some_and(|size| size != self.page_size) {
+                // No WAL can change the page size: who has the old file open keeps it until he opens anew.
+                inner.replica_wal = None;
+                db.gate.lock().is_prepared = false;
+                false
+            } else {
+                self.install_difference(&mut inner, page_count)?;
+                true
+            }
+        } else {
+            false
+        };
+        if !in_place {
+            self.file
+                .set_len(u64::from(page_count) * u64::from(self.page_size.get()))
+                .map_err(DbError::io("truncate", &path))?;
+            db.put_in_place(&path)?;
+        }
+        crate::disk::crash_point("copy:written");
+        inner.checksums = sums;
+        inner.page_size = Some(self.page_size);
+        inner.page_count = page_count;
+        inner.pos = target;
+        db.publish(&inner, timestamp_ms);
+        let _ = std::fs::remove_file(&path);
+        Ok(target)
+    }
+
+    /// Returns whether our log's history is that of the copy.
+    fn continues(&self, inner: &super::Inner) -> bool {
+        inner.pos.txid == Txid::ZERO || inner.pos == self.start || inner.pos.txid < self.start.txid
+    }
+
+    fn install_difference(&self, inner: &mut super::Inner, page_count: u32) -> Result<(), DbError> {
+        let path = self.db.copy_path();
+        let mut merged = Merged { page_size: self.page_size, page_count, pages: BTreeMap::new() };
+        for pgno in self.sums.keys().filter(|p| p.get() <= page_count) {
+            let mut page = vec![0; self.page_size.len()];
+            self.file
+                .read_exact_at(&mut page, self.page_size.offset(*pgno))
+                .map_err(DbError::io("read", &path))?;
+            merged.pages.insert(*pgno, page);
+        }
+        self.db.write_merged(inner, &merged)
+    }
+}

@@ -1,0 +1,207 @@
+//! All databases of a node, by name.
+//!
+//! ```text
+//! <data>/files/<path>          what the mount shows: databases with their companions, and ordinary files
+//! <data>/dbs/<id>/name         path of the database that this directory is about
+//! <data>/dbs/<id>/{log,ltx,quarantine,checksums-*}
+//! ```
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::db::{Db, DbError, NodeContext};
+use crate::replication::DbName;
+use crate::sqlite::header::{DB_HEADER_LEN, DbHeader};
+
+/// The databases of a node.
+#[derive(Debug)]
+pub struct Store {
+    node: Arc<NodeContext>,
+    dbs: RwLock<HashMap<DbName, Arc<Db>>>,
+    /// One at a time makes a database.
+    making: Mutex<()>,
+    /// Databases that could not be opened, with why.
+    broken: RwLock<HashMap<DbName, String>>,
+}
+
+impl Store {
+    /// Opens every database that the node knows, and those it does not know yet among the files.
+    ///
+    /// # Errors
+    /// When the directories cannot be read. A database that cannot be opened is left alone with its error.
+    pub fn open(node: Arc<NodeContext>, is_trusted: bool) -> Result<Store, DbError> {
+        let store = Store {
+            node,
+            dbs: RwLock::default(),
+            making: Mutex::default(),
+            broken: RwLock::default(),
+        };
+        let metas = &store.node.metas;
+        let found: Vec<(DbName, PathBuf)> = fs::read_dir(metas)
+            .map_err(DbError::io("read directory", metas))?
+            .filter_map(Result::ok)
+            .filter_map(|entry| Some((read_name(&entry.path())?, entry.path())))
+            .collect();
+        let next = Mutex::new(found.into_iter());
+        std::thread::scope(|scope| {
+            for _ in 0..OPEN_THREADS {
+                scope.spawn(|| {
+                    while let Some((name, meta)) = { next.lock().next() } {
+                        store.open_one(name, meta, is_trusted);
+                    }
+                });
+            }
+        });
+        if store.node.is_primary() {
+            store.adopt_all(Path::new(""))?;
+        }
+        Ok(store)
+    }
+
+    fn open_one(&self, name: DbName, meta: PathBuf, is_trusted: bool) {
+        match Db::open(self.node.clone(), name.clone(), meta, is_trusted) {
+            Ok(db) => {
+                self.dbs.write().insert(name, Arc::new(db));
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(db = %name, error, "database cannot be opened; the others go on without it");
+                self.broken.write().insert(name, error);
+            }
+        }
+    }
+
+    /// Finds databases among the files that nobody told us of.
+    fn adopt_all(&self, dir: &Path) -> Result<(), DbError> {
+        let path = self.node.files.join(dir);
+        for entry in fs::read_dir(&path).map_err(DbError::io("read directory", &path))?.filter_map(Result::ok) {
+            let relative = dir.join(entry.file_name());
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => self.adopt_all(&relative)?,
+                Ok(kind) if kind.is_file() => {
+                    self.adopt(&relative);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a database.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<Db>> {
+        let name: DbName = name.parse().ok()?;
+        self.dbs.read().get(&name).cloned()
+    }
+
+    /// Returns the database at a path, if there is one.
+    #[must_use]
+    pub fn at(&self, path: &Path) -> Option<Arc<Db>> {
+        self.get(path.to_str()?)
+    }
+
+    /// Returns all databases.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Db>> {
+        self.dbs.read().values().cloned().collect()
+    }
+
+    /// Returns databases that could not be opened, with why.
+    #[must_use]
+    pub fn broken(&self) -> Vec<(DbName, String)> {
+        self.broken.read().iter().map(|(n, e)| (n.clone(), e.clone())).collect()
+    }
+
+    /// Returns a database, making the record of it if it is new.
+    ///
+    /// # Errors
+    /// Disk, or it is one that could not be opened.
+    pub fn get_or_create(&self, name: &DbName) -> Result<Arc<Db>, DbError> {
+        if let Some(db) = self.dbs.read().get(name) {
+            return Ok(db.clone());
+        }
+        let _making = self.making.lock();
+        if let Some(db) = self.dbs.read().get(name) {
+            return Ok(db.clone());
+        }
+        if let Some(error) = self.broken.read().get(name) {
+            return Err(DbError::Corrupt { what: error.clone(), path: name.as_str().into() });
+        }
+        let meta = self.make_meta(name)?;
+        let db = Arc::new(Db::open(self.node.clone(), name.clone(), meta, true)?);
+        self.dbs.write().insert(name.clone(), db.clone());
+        Ok(db)
+    }
+
+    fn make_meta(&self, name: &DbName) -> Result<PathBuf, DbError> {
+        let meta = self.node.metas.join(format!("{:016x}", rand::random::<u64>()));
+        fs::create_dir_all(&meta).map_err(DbError::io("create directory", &meta))?;
+        let path = meta.join("name");
+        let write = || {
+            let mut file = fs::File::create(&path)?;
+            file.write_all(name.as_str().as_bytes())?;
+            file.sync_all()?;
+            fs::File::open(&meta)?.sync_all()?;
+            fs::File::open(&self.node.metas)?.sync_all()
+        };
+        write().map_err(DbError::io("write", &path))?;
+        Ok(meta)
+    }
+
+    /// Makes a database of a file that has become one; returns it if it is one.
+    pub fn adopt(&self, relative: &Path) -> Option<Arc<Db>> {
+        let name: DbName = relative.to_str()?.parse().ok()?;
+        if let Some(db) = self.dbs.read().get(&name) {
+            return Some(db.clone());
+        }
+        if !is_database(&self.node.files.join(relative)) {
+            return None;
+        }
+        match self.get_or_create(&name) {
+            Ok(db) => Some(db),
+            Err(error) => {
+                tracing::error!(db = %name, error = chain(&error), "cannot take the file for a database");
+                None
+            }
+        }
+    }
+
+    /// Returns databases at or below a path.
+    #[must_use]
+    pub fn below(&self, dir: &Path) -> Vec<Arc<Db>> {
+        self.dbs.read().values().filter(|db| db.paths().relative.starts_with(dir)).cloned().collect()
+    }
+}
+
+const OPEN_THREADS: usize = 2;
+
+fn read_name(meta: &Path) -> Option<DbName> {
+    fs::read_to_string(meta.join("name")).ok()?.parse().ok()
+}
+
+/// Returns whether a file has the content of a SQLite database.
+#[must_use]
+pub fn is_database(path: &Path) -> bool {
+    let mut head = [0; DB_HEADER_LEN];
+    fs::File::open(path)
+        .and_then(|f| std::os::unix::fs::FileExt::read_exact_at(&f, &mut head, 0))
+        .is_ok_and(|()| DbHeader::parse(&head).is_some())
+}
+
+/// Puts an error and its causes in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        cause = e.source();
+    }
+    text
+}

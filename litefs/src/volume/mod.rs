@@ -1,0 +1,427 @@
+//! What the files in the mount mean: implements [`fuse::Volume`] for a store of databases.
+//!
+//! On a primary nothing is in the way of a program but the moments at which a transaction could be lost: the checkpoint
+//! hook (SQLite truncates the database file before it marks a WAL as resettable), truncation and removal of a
+//! WAL, and the commit points of rollback journals. On a replica databases are opened for reading only.
+
+mod names;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuse::{Caller, Errno, Flow, Op, OpenAnswer, OpenRequest, Serve, VirtualFile};
+use names::{Role, strip_suffix};
+
+use crate::db::{Db, DbError, NodeContext};
+use crate::lag::Lag;
+use crate::sqlite::header::{self, DB_HEADER_LEN, DbHeader};
+use crate::sqlite::journal;
+use crate::sqlite::wal::{ByteOrder, WalHeader, WalSalts};
+use crate::sqlite::wal_index::{self, WalIndexHeader};
+use crate::store::{Store, chain};
+use crate::watch::Watcher;
+
+/// Handle of a program on a database that it may write.
+const MARK_PLAIN: u8 = 0;
+/// Handle of a thread of ours.
+const MARK_OWN: u8 = 1;
+/// Handle of a reader of a replica's database, which is counted.
+const MARK_READER: u8 = 2;
+/// Length to which SQLite cuts a wal-index that it is the first to open.
+const FRESH_SHM_LEN: u64 = 3;
+
+/// The files of a node, as the mount shows them.
+#[derive(Debug)]
+pub struct LiteVolume {
+    node: Arc<NodeContext>,
+    store: Arc<Store>,
+    watcher: Arc<Watcher>,
+    lag: Arc<Lag>,
+}
+
+impl LiteVolume {
+    /// Makes the volume of a store.
+    #[must_use]
+    pub fn new(node: Arc<NodeContext>, store: Arc<Store>, watcher: Arc<Watcher>, lag: Arc<Lag>) -> LiteVolume {
+        LiteVolume { node, store, watcher, lag }
+    }
+
+    fn is_own(&self, caller: Caller) -> bool {
+        self.node.own_threads.lock().contains(&caller.pid)
+    }
+
+    /// Returns the database that a companion belongs to, if there is one.
+    fn owner(&self, main: &Path) -> Option<Arc<Db>> {
+        self.store.at(main)
+    }
+
+    /// Returns whether a companion's name belongs to a file that is, or could become, a database.
+    fn has_main(&self, main: &Path) -> bool {
+        self.store.at(main).is_some_and(|db| db.published().page_count > 0)
+            || std::fs::symlink_metadata(self.node.files.join(main)).is_ok_and(|m| m.is_file())
+    }
+
+    fn open_on_primary(&self, request: &OpenRequest<'_>, own: bool) -> Serve {
+        self.watcher.watch_parent_of(request.path);
+        if own {
+            return Serve::Passthrough;
+        }
+        match Role::of(request.path) {
+            Role::Journal(main) if !request.create && self.has_main(&main) && self.journal_is_kept(request.path) => {
+                // PERSIST: the commit point is a write of the header, which must be seen.
+                Serve::Cached
+            }
+            _ => Serve::Passthrough,
+        }
+    }
+
+    /// Returns whether a journal was left by a finished transaction with its header zeroed.
+    fn journal_is_kept(&self, path: &Path) -> bool {
+        let mut head = [0; journal::JOURNAL_HEADER_LEN];
+        File::open(self.node.files.join(path))
+            .and_then(|f| f.read_exact_at(&mut head, 0))
+            .is_ok_and(|()| journal::is_zeroed_header(&head))
+    }
+
+    fn open_on_replica(&self, request: &OpenRequest<'_>) -> Result<OpenAnswer, Errno> {
+        let passthrough = |mark| Ok(OpenAnswer { serve: Serve::Passthrough, mark });
+        match Role::of(request.path) {
+            Role::Main => match self.store.at(request.path) {
+                Some(db) if db.published().page_count > 0 => {
+                    if request.writable {
+                        return Err(Errno::EROFS);
+                    }
+                    db.open_for_readers().map_err(|e| refuse(&db, "open for readers", &e))?;
+                    passthrough(MARK_READER)
+                }
+                _ => passthrough(MARK_PLAIN),
+            },
+            Role::Wal(main) | Role::Journal(main) if request.writable && self.has_main(&main) => Err(Errno::EROFS),
+            _ => passthrough(MARK_PLAIN),
+        }
+    }
+
+    /// Does what must be done before an operation on a primary.
+    fn before_on_primary(&self, op: &Op<'_>) -> Result<Flow, Errno> {
+        match op {
+            Op::Create { path } => {
+                if let Role::Wal(main) | Role::Journal(main) = Role::of(path)
+                    && self.has_main(&main)
+                {
+                    self.become_database(&main)?;
+                }
+            }
+            Op::Truncate { path, size } => return self.before_truncate(path, *size),
+            Op::Unlink { path } => self.before_unlink(path)?,
+            Op::Write { path, offset: 0, data, .. } if data.len() >= journal::JOURNAL_HEADER_LEN => {
+                if let Role::Journal(main) = Role::of(path)
+                    && journal::is_zeroed_header(&data[..journal::JOURNAL_HEADER_LEN])
+                    && let Some(db) = self.owner(&main)
+                {
+                    db.capture_journal().map_err(|e| refuse(&db, "capture journal", &e))?;
+                }
+            }
+            Op::Fsync { path } => {
+                if let Role::Wal(main) = Role::of(path)
+                    && let Some(db) = self.owner(&main)
+                {
+                    db.wal_synced();
+                }
+            }
+            Op::Rename { from, to, .. } => self.before_rename(from, to)?,
+            Op::Link { from, .. } if self.store.at(from).is_some_and(|db| db.published().page_count > 0) => {
+                return Err(Errno::EPERM);
+            }
+            _ => {}
+        }
+        Ok(Flow::Proceed)
+    }
+
+    fn before_truncate(&self, path: &Path, size: u64) -> Result<Flow, Errno> {
+        match Role::of(path) {
+            Role::Main => {
+                if let Some(db) = self.store.at(path) {
+                    // The checkpoint hook.
+                    db.before_wal_reset().map_err(|e| refuse(&db, "capture before checkpoint", &e))?;
+                }
+            }
+            Role::Wal(main) => {
+                if let Some(db) = self.owner(&main) {
+                    db.before_wal_reset().map_err(|e| refuse(&db, "capture before wal truncation", &e))?;
+                }
+            }
+            Role::Journal(main) if size == 0 => {
+                if let Some(db) = self.owner(&main) {
+                    db.capture_journal().map_err(|e| refuse(&db, "capture journal", &e))?;
+                }
+            }
+            Role::Shm(main) if size == FRESH_SHM_LEN && self.store.at(&main).is_some() => {
+                if self.write_fresh_index(path, &main).unwrap_or(false) {
+                    return Ok(Flow::Done);
+                }
+            }
+            _ => {}
+        }
+        Ok(Flow::Proceed)
+    }
+
+    /// Answers the truncation of a fresh wal-index with a ready one, where the WAL is empty.
+    ///
+    /// What SQLite would rebuild says "no pages in the WAL", which makes it ask for the file's size at every read
+    /// transaction; that is a request here. An index that states the size is as valid, and is what a TRUNCATE
+    /// checkpoint leaves. The caller holds the dead man's switch exclusively: nobody else looks at the file.
+    fn write_fresh_index(&self, path: &Path, main: &Path) -> std::io::Result<bool> {
+        let files = &self.node.files;
+        let wal = strip_suffix(path, "-shm").map(|db| crate::db::paths::with_suffix(&db, "-wal")).unwrap_or_default();
+        if std::fs::metadata(files.join(wal)).is_ok_and(|m| m.len() > 0) {
+            return Ok(false);
+        }
+        let main = File::open(files.join(main))?;
+        let mut head = [0; DB_HEADER_LEN];
+        main.read_exact_at(&mut head, 0)?;
+        let Some(db) = DbHeader::parse(&head).filter(DbHeader::is_wal) else { return Ok(false) };
+        let len = main.metadata()?.len();
+        if len % u64::from(db.page_size.get()) != 0 {
+            return Ok(false);
+        }
+        let n_page = u32::try_from(len / u64::from(db.page_size.get())).map_err(std::io::Error::other)?;
+        if n_page != header::page_count(&db, len) && db.page_count_in_header.is_some() {
+            return Ok(false);
+        }
+        let wal = WalHeader {
+            order: ByteOrder::NATIVE,
+            page_size: db.page_size,
+            checkpoint_seq: 0,
+            salts: WalSalts(0, 0),
+        };
+        let shm = std::fs::OpenOptions::new().write(true).open(files.join(path))?;
+        shm.set_len(0)?;
+        shm.write_all_at(&wal_index::fresh_block(&WalIndexHeader::of_empty(&wal, n_page)), 0)?;
+        Ok(true)
+    }
+
+    fn before_unlink(&self, path: &Path) -> Result<(), Errno> {
+        match Role::of(path) {
+            Role::Main => {
+                if let Some(db) = self.store.at(path) {
+                    db.capture_wal().map_err(|e| refuse(&db, "capture before removal", &e))?;
+                }
+            }
+            Role::Wal(main) => {
+                if let Some(db) = self.owner(&main) {
+                    db.before_wal_reset().map_err(|e| refuse(&db, "capture before wal removal", &e))?;
+                }
+            }
+            Role::Journal(main) => {
+                if let Some(db) = self.owner(&main) {
+                    db.capture_journal().map_err(|e| refuse(&db, "capture journal", &e))?;
+                }
+            }
+            Role::Shm(_) => {}
+        }
+        Ok(())
+    }
+
+    fn before_rename(&self, from: &Path, to: &Path) -> Result<(), Errno> {
+        let mut touched = self.store.below(from);
+        touched.extend(self.store.below(to));
+        if let Role::Wal(main) | Role::Journal(main) = Role::of(from) {
+            touched.extend(self.owner(&main));
+        }
+        for db in touched {
+            db.before_wal_reset().map_err(|e| refuse(&db, "capture before rename", &e))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a database of an ordinary or empty file: SQLite has just made a companion beside it.
+    fn become_database(&self, main: &Path) -> Result<(), Errno> {
+        let Some(name) = main.to_str().and_then(|s| s.parse().ok()) else { return Ok(()) };
+        self.watcher.watch_parent_of(main);
+        if let Err(error) = self.store.get_or_create(&name) {
+            tracing::error!(db = %name, error = chain(&error), "cannot keep a log for the database, so its writes are refused");
+            return Err(Errno::from_i32(error.errno()));
+        }
+        Ok(())
+    }
+
+    fn after_on_primary(&self, op: &Op<'_>) {
+        match op {
+            Op::Truncate { path, .. } => {
+                if let Role::Wal(main) = Role::of(path)
+                    && let Some(db) = self.owner(&main)
+                {
+                    db.wal_replaced();
+                }
+            }
+            Op::Create { path } => {
+                if let Role::Wal(main) = Role::of(path)
+                    && let Some(db) = self.owner(&main)
+                {
+                    db.wal_replaced();
+                }
+            }
+            Op::Unlink { path } => match Role::of(path) {
+                Role::Main => {
+                    if let Some(db) = self.store.at(path) {
+                        report(&db, "record the removal", db.dropped());
+                    }
+                }
+                Role::Wal(main) => {
+                    if let Some(db) = self.owner(&main) {
+                        db.wal_replaced();
+                    }
+                }
+                _ => {}
+            },
+            Op::Rename { from, to, exchange } => {
+                for db in self.store.below(from) {
+                    if !exchange {
+                        report(&db, "record the renaming", db.dropped());
+                    }
+                    self.watcher.look_at(&db.paths().relative);
+                }
+                self.watcher.look_below(to);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl fuse::Volume for LiteVolume {
+    fn virtual_file(&self, path: &Path) -> Option<VirtualFile> {
+        let text = |data: String, ms: i64| {
+            let mtime = UNIX_EPOCH + Duration::from_millis(ms.try_into().unwrap_or(0));
+            Some(VirtualFile { data: data.into_bytes(), mtime })
+        };
+        match path.to_str()? {
+            ".primary" => {
+                let host = self.lag.primary_hostname().filter(|_| !self.node.is_primary())?;
+                text(format!("{host}\n"), self.lag.primary_ms())
+            }
+            ".lag" => text(format!("{:+010}\n", self.lag.ms(self.node.is_primary())), self.lag.primary_ms()),
+            _ => {
+                let db = self.store.at(&strip_suffix(path, "-pos")?)?;
+                let published = db.published();
+                if published.page_count == 0 {
+                    return None;
+                }
+                text(format!("{}\n", published.pos), published.timestamp_ms)
+            }
+        }
+    }
+
+    fn is_virtual_name(&self, path: &Path) -> bool {
+        path == Path::new(".primary")
+            || path == Path::new(".lag")
+            || strip_suffix(path, "-pos").is_some_and(|main| self.store.at(&main).is_some())
+    }
+
+    fn virtual_names(&self, dir: &Path) -> Vec<OsString> {
+        let mut names = Vec::new();
+        if dir.as_os_str().is_empty() {
+            names.push(".lag".into());
+            if self.virtual_file(Path::new(".primary")).is_some() {
+                names.push(".primary".into());
+            }
+        }
+        for db in self.store.all() {
+            let relative = &db.paths().relative;
+            if relative.parent() == Some(dir)
+                && db.published().page_count > 0
+                && let Some(name) = relative.file_name()
+            {
+                let mut name = name.to_owned();
+                name.push("-pos");
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    fn open_may_block(&self, request: &OpenRequest<'_>) -> bool {
+        !self.node.is_primary()
+            && !request.writable
+            && matches!(Role::of(request.path), Role::Main)
+            && self.store.at(request.path).is_some_and(|db| db.published().page_count > 0 && !db.serves_readers())
+            && !self.is_own(request.caller)
+    }
+
+    fn open(&self, request: &OpenRequest<'_>) -> Result<OpenAnswer, Errno> {
+        let own = self.is_own(request.caller);
+        if self.node.is_primary() {
+            let mark = if own { MARK_OWN } else { MARK_PLAIN };
+            return Ok(OpenAnswer { serve: self.open_on_primary(request, own), mark });
+        }
+        if own {
+            return Ok(OpenAnswer { serve: Serve::Passthrough, mark: MARK_OWN });
+        }
+        self.open_on_replica(request)
+    }
+
+    fn released(&self, path: &Path, writable: bool, mark: u8) {
+        if mark == MARK_READER {
+            if let Some(db) = self.store.at(path) {
+                db.closed_by_reader();
+            }
+        } else if mark == MARK_PLAIN && writable && self.node.is_primary() && Role::of(path) == Role::Main {
+            self.watcher.look_at(path);
+        }
+    }
+
+    fn before(&self, op: &Op<'_>, caller: Caller) -> Result<Flow, Errno> {
+        if self.node.is_primary() {
+            return self.before_on_primary(op);
+        }
+        if self.is_own(caller) {
+            return Ok(Flow::Proceed);
+        }
+        let is_database = |path: &Path| match Role::of(path) {
+            Role::Main => self.store.at(path).is_some_and(|db| db.published().page_count > 0),
+            Role::Wal(main) | Role::Journal(main) => self.has_main(&main),
+            Role::Shm(main) => self.store.at(&main).is_some_and(|db| db.published().page_count > 0),
+        };
+        let refused = match op {
+            Op::Create { path } | Op::Unlink { path } | Op::Truncate { path, .. } => is_database(path),
+            Op::Rename { from, to, .. } => {
+                is_database(from) || is_database(to) || self.store.below(from).iter().any(|d| d.published().page_count > 0)
+            }
+            Op::Link { from, to } => is_database(from) || is_database(to),
+            _ => false,
+        };
+        if refused { Err(Errno::EROFS) } else { Ok(Flow::Proceed) }
+    }
+
+    fn after(&self, op: &Op<'_>, _caller: Caller) {
+        if self.node.is_primary() {
+            self.after_on_primary(op);
+        }
+    }
+
+    fn passthrough_refused(&self) {
+        if self.node.passthrough.swap(false, Ordering::AcqRel) {
+            tracing::warn!(
+                files = %self.node.files.display(),
+                "the kernel refuses passthrough for these files (needs Linux 6.9, CAP_SYS_ADMIN, and a file system that is \
+                 not stacked on another); serving from user space, slower"
+            );
+        }
+    }
+}
+
+/// Logs why something is refused, and returns the errno for it.
+fn refuse(db: &Db, what: &str, error: &DbError) -> Errno {
+    tracing::error!(db = %db.name(), what, error = chain(error), "refused to a program, nothing is lost");
+    Errno::from_i32(error.errno())
+}
+
+fn report(db: &Db, what: &str, result: Result<(), DbError>) {
+    if let Err(error) = result {
+        tracing::error!(db = %db.name(), what, error = chain(&error), "failed");
+    }
+}
