@@ -4,6 +4,7 @@
 //! `cmd -> {http, volume} -> replication -> store -> db -> {ltx, sqlite, disk}`.
 
 pub mod config;
+pub mod http;
 pub mod ltx;
 pub mod replication;
 pub mod sqlite;
