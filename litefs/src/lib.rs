@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod db;
 pub mod disk;
+pub mod http;
 pub mod lag;
 pub mod ltx;
 pub mod replication;

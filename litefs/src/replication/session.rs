@@ -104,13 +104,20 @@ pub struct SendSession {
     copies: usize,
     in_flight: u64,
     /// The database whose record above the window is not done yet: one at a time, to bound the replica's memory.
-    huge: Option<u16>,
+    huge: Option<Huge>,
     wants_huge: VecDeque<u16>,
     unsettled: usize,
     nak_count: u64,
     retries: Vec<(Instant, u16)>,
     frames: Vec<(u16, Message)>,
     closed_copies: Vec<u16>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Huge {
+    stream: u16,
+    /// Bytes of its database done once it is done.
+    until: u64,
 }
 
 #[derive(Debug)]
@@ -249,11 +256,8 @@ impl SendSession {
             db.peer = applied.pos;
             db.is_dirty = true;
         }
-        let is_done = db.done_bytes == db.sent_bytes && db.offset == 0;
         self.in_flight -= freed;
-        if is_done {
-            self.end_huge(stream);
-        }
+        self.end_huge(stream, done_bytes);
         self.touch(stream);
         Ok(())
     }
@@ -277,6 +281,11 @@ impl SendSession {
         db.peer = have;
         db.is_dirty = true;
         let was_tried = db.nak_at.replace(have) == Some(have);
+        let (sent, done) = (db.sent_bytes, db.done_bytes);
+        if let Some(huge) = self.huge.as_mut().filter(|h| h.stream == stream) {
+            huge.until = huge.until.min(sent);
+        }
+        self.end_huge(stream, done);
         self.nak_count += 1;
         self.leave_copy(stream);
         self.at(stream).phase = Phase::Live;
@@ -662,28 +671,27 @@ impl SendSession {
     fn may_begin(&mut self, stream: u16) -> bool {
         let window = self.limits.db_window;
         let db = self.at(stream);
-        let is_huge = db.offset == 0
-            && db
-                .backlog
-                .front()
-                .is_some_and(|r| r.ltx.len() as u64 > window);
+        let len = db.backlog.front().map_or(0, |r| r.ltx.len() as u64);
+        let until = db.sent_bytes + len;
+        let is_huge = db.offset == 0 && len > window;
         match self.huge {
             _ if !is_huge => true,
-            Some(other) if other != stream => {
+            Some(_) => {
                 if !self.wants_huge.contains(&stream) {
                     self.wants_huge.push_back(stream);
                 }
                 false
             }
-            _ => {
-                self.huge = Some(stream);
+            None => {
+                self.huge = Some(Huge { stream, until });
                 true
             }
         }
     }
 
-    fn end_huge(&mut self, stream: u16) {
-        if self.huge == Some(stream) {
+    fn end_huge(&mut self, stream: u16, done_bytes: u64) {
+        let is_done = |h: Huge| h.stream == stream && done_bytes >= h.until;
+        if self.huge.is_some_and(is_done) {
             self.huge = None;
             while let Some(waiting) = self.wants_huge.pop_front() {
                 self.touch(waiting);

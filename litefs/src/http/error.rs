@@ -1,0 +1,121 @@
+//! Errors of the HTTP API: the one place where a reason becomes a status.
+//!
+//! Body: `{"error": what is wrong, "action": what to do about it}`.
+
+use std::io;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::replication::message::PROTOCOL;
+use crate::replication::{DbName, DbNameError};
+
+/// Why the node cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// A query parameter is missing.
+    #[error("query parameter {0:?} is missing")]
+    MissingParameter(&'static str),
+    /// Not a database name.
+    #[error(transparent)]
+    Name(#[from] DbNameError),
+    /// No such database.
+    #[error("database {0} does not exist on this node")]
+    NotFound(DbName),
+    /// Only the primary can.
+    #[error("this node is not the primary")]
+    NotPrimary {
+        /// Who is, if known.
+        primary: Option<String>,
+    },
+    /// The bytes sent are not a database.
+    #[error("database {db}: {why}")]
+    BadDatabase {
+        /// Which.
+        db: DbName,
+        /// What is wrong with them.
+        why: String,
+    },
+    /// The stream endpoint needs an upgrade.
+    #[error("this endpoint speaks {PROTOCOL} after an HTTP/1.1 upgrade")]
+    UpgradeRequired,
+    /// The node is starting, stopping, or electing.
+    #[error("not ready: {0}")]
+    NotReady(String),
+    /// Disk failure.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl NodeError {
+    fn status(&self) -> StatusCode {
+        match self {
+            NodeError::MissingParameter(_) | NodeError::Name(_) | NodeError::BadDatabase { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            NodeError::NotFound(_) => StatusCode::NOT_FOUND,
+            NodeError::NotPrimary { .. } | NodeError::NotReady(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            NodeError::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            NodeError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
+            NodeError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn action(&self) -> String {
+        match self {
+            NodeError::MissingParameter(name) => format!("add ?{name}=... to the address"),
+            NodeError::Name(_) => {
+                "name the database as in the mount, for instance my.db".to_owned()
+            }
+            NodeError::NotFound(_) => "list the databases with GET /debug/vars".to_owned(),
+            NodeError::NotPrimary {
+                primary: Some(primary),
+            } => format!("ask the primary, {primary}"),
+            NodeError::NotPrimary { primary: None } => {
+                "no primary is known; try again, and see `litefs status` if it lasts".to_owned()
+            }
+            NodeError::BadDatabase { .. } => {
+                "send a SQLite database file that passes `PRAGMA integrity_check`".to_owned()
+            }
+            NodeError::UpgradeRequired => {
+                "it is for litefs nodes; a proxy in between must pass upgrades on".to_owned()
+            }
+            NodeError::NotReady(_) => "try again in a moment".to_owned(),
+            NodeError::Io { .. } => {
+                "see this node's log and the free space of its data directory".to_owned()
+            }
+        }
+    }
+}
+
+impl IntoResponse for NodeError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let mut error = self.to_string();
+        if let Some(cause) = std::error::Error::source(&self) {
+            error = format!("{error}: {cause}");
+        }
+        if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
+            tracing::error!(%status, %error, "request failed");
+        }
+        let body = serde_json::json!({ "error": error, "action": self.action() });
+        let mut response = (status, Json(body)).into_response();
+        if status == StatusCode::UPGRADE_REQUIRED {
+            let protocol = HeaderValue::from_static(PROTOCOL);
+            response.headers_mut().insert(header::UPGRADE, protocol);
+        }
+        response
+    }
+}
