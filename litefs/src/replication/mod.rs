@@ -36,6 +36,11 @@ pub mod replicas;
 pub mod send;
 pub mod session;
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod stream_tests;
+
 pub use changes::{ChangeHub, Changes};
 
 /// Longest database name in bytes.
@@ -232,7 +237,8 @@ pub trait SnapshotReader: Send {
     /// Skips pages before `next`, which an earlier copy from the same start already carried.
     fn seek(&mut self, next: Pgno);
     /// Reads pages in ascending order, about `max_bytes` and at least one; none when done. Lock page and
-    /// (in a difference) equal pages are left out.
+    /// (in a difference) equal pages are left out, and so are pages after `page_count`: the records bring those,
+    /// and a copy that went after them might never end.
     ///
     /// # Errors
     /// The copy is given up and asked for again.
