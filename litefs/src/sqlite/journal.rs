@@ -18,20 +18,24 @@
 //! # Which pages may a transaction have changed?
 //! The journaled pages are not all of them. SQLite gives out a free-list leaf without journaling it, because nobody needs what it
 //! held; it does journal the trunk that listed it. And what SQLite takes for the database's size is the header's count, while
-//! the journal holds the file's, so a file longer than its database (`SQLITE_FCNTL_CHUNK_SIZE`, or a copy with a tail) has pages
-//! that count as new and as old. Hence INV-JOURNAL-1:
+//! the journal holds the file's, so in a file longer than its database (`SQLITE_FCNTL_CHUNK_SIZE`, or a copy with a tail) some pages
+//! are new to SQLite, hence not journaled, and old by the journal. Hence INV-JOURNAL-1:
 //!
 //! `changed ⊆ journaled ∪ leaves of journaled trunks ∪ pages past min(journal's initial count, old page 1's count)`
 //!
-//! which [`changed_page_candidates`] computes, and `journal_completeness.rs` tests against SQLite. **It holds for a rollback too**: the
-//! journal restores what it holds, but a leaf that was given out, spilled to the file and rolled back keeps its new bytes.
-//! It does not cover a VACUUM that changes the page size, after which every page counts as changed.
+//! which [`changed_pages`] computes, and `journal_completeness.rs` tests against SQLite.
+//!
+//! - **A rollback changes pages too**: it restores what was journaled, but a leaf that was given out, spilled to the file and
+//!   rolled back keeps its new bytes. At that time the last segment is usually unsynced (no magic), and the trunk's record
+//!   may be in it, so the lenient reader takes it too. After a crash even that may be lost: [`freelist_leaves`] then tells.
+//! - A VACUUM that changes the page size obeys the rule in pages of the old size.
+//! - A transaction that shrinks the database truncates the file after the commit point, still under the exclusive lock.
 
 use std::collections::BTreeSet;
 use std::io;
 
 use super::be32;
-use super::header::{DbHeader, page_count};
+use super::header::{DB_HEADER_LEN, DbHeader, page_count};
 use crate::ltx::{PageSize, Pgno};
 
 /// First bytes of a segment that is synced and not yet committed.
@@ -210,13 +214,33 @@ pub struct JournalReader<'a, F: ?Sized> {
     nonce: u32,
     left: u64,
     offset: u64,
+    unsynced: Unsynced,
+}
+
+/// What to do about a last segment that was not synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unsynced {
+    Ignore,
+    Want,
+    Reading,
 }
 
 impl<'a, F: ReadAt + ?Sized> JournalReader<'a, F> {
-    /// Opens a journal.
+    /// Opens a journal, to read what SQLite would play back after a crash.
     /// # Errors
     /// As [`JournalHeader::parse`], and if reading fails.
     pub fn new(file: &'a F) -> Result<JournalReader<'a, F>, JournalError> {
+        JournalReader::open(file, Unsynced::Ignore)
+    }
+
+    /// Opens a journal, to read all that was written to it, the last segment included if it was not synced.
+    /// # Errors
+    /// As [`JournalReader::new`].
+    pub fn with_unsynced(file: &'a F) -> Result<JournalReader<'a, F>, JournalError> {
+        JournalReader::open(file, Unsynced::Want)
+    }
+
+    fn open(file: &'a F, unsynced: Unsynced) -> Result<JournalReader<'a, F>, JournalError> {
         let file_len = file.size().map_err(JournalError::Read)?;
         let bytes = read_header(file, 0)?.ok_or(JournalError::NoHeader)?;
         let first = JournalHeader::parse(&bytes)?;
@@ -230,6 +254,7 @@ impl<'a, F: ReadAt + ?Sized> JournalReader<'a, F> {
             nonce: 0,
             left: 0,
             offset: 0,
+            unsynced,
         };
         reader.begin_segment(0, first.record_count, first.nonce);
         Ok(reader)
@@ -260,6 +285,10 @@ impl<'a, F: ReadAt + ?Sized> JournalReader<'a, F> {
         let Some(pgno) = Pgno::new(u32::from_be_bytes(pgno)).filter(|p| *p != lock_pgno) else {
             return Ok(self.stop());
         };
+        if self.unsynced == Unsynced::Reading && pgno.get() > self.first.initial_page_count {
+            // What follows is left from an earlier, longer journal.
+            return Ok(self.stop());
+        }
         let record = JournalRecord {
             pgno,
             offset: self.offset + 4,
@@ -278,15 +307,28 @@ impl<'a, F: ReadAt + ?Sized> JournalReader<'a, F> {
         if self.file_len.saturating_sub(start) < u64::from(self.first.sector_size) {
             return Ok(false);
         }
-        match read_header(self.file, start)? {
-            Some(bytes) if bytes.starts_with(&JOURNAL_MAGIC) => {
-                let word = |at: usize| be32(&bytes, at).unwrap_or(0);
-                let count = Some(word(8)).filter(|n| *n != RECORDS_BY_FILE_SIZE);
-                self.begin_segment(start, count, word(12));
-                Ok(true)
-            }
-            _ => Ok(false),
+        let Some(bytes) = read_header(self.file, start)? else {
+            return Ok(false);
+        };
+        let word = |at: usize| be32(&bytes, at).unwrap_or(0);
+        if bytes.starts_with(&JOURNAL_MAGIC) {
+            let count = Some(word(8)).filter(|n| *n != RECORDS_BY_FILE_SIZE);
+            self.begin_segment(start, count, word(12));
+            return Ok(true);
         }
+        let first = &self.first;
+        let same = [
+            first.initial_page_count,
+            first.sector_size,
+            first.page_size.get(),
+        ];
+        let unsynced = bytes[..12] == [0; 12] && [word(16), word(20), word(24)] == same;
+        if self.unsynced == Unsynced::Want && unsynced {
+            self.unsynced = Unsynced::Reading;
+            self.begin_segment(start, None, word(12));
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     fn begin_segment(&mut self, start: u64, record_count: Option<u32>, nonce: u32) {
@@ -313,14 +355,14 @@ pub struct JournalPages {
     pub pages: Vec<(Pgno, u64)>,
 }
 
-/// Lists all pages of a journal, leniently: no checksum is verified, a cut tail is left out.
+/// Lists all pages of a journal, leniently: no checksum is verified, an unsynced last segment is read, a cut tail is not.
 ///
-/// Meant for the commit point, where the journal is whole. A PERSIST journal under `synchronous=OFF` may add pages of
-/// earlier transactions; that is harmless to a caller who asks what may have changed.
+/// Meant for the commit point, and for the end of a rollback, where an unsynced segment is usual. A PERSIST journal may add
+/// pages of earlier transactions; that is harmless to a caller who asks what may have changed.
 /// # Errors
 /// As [`JournalReader::new`].
 pub fn journal_pages(file: &(impl ReadAt + ?Sized)) -> Result<JournalPages, JournalError> {
-    let mut reader = JournalReader::new(file)?;
+    let mut reader = JournalReader::with_unsynced(file)?;
     let mut pages = Vec::new();
     while let Some(record) = reader.next_record()? {
         pages.push((record.pgno, record.offset));
@@ -334,28 +376,45 @@ pub fn journal_pages(file: &(impl ReadAt + ?Sized)) -> Result<JournalPages, Jour
     })
 }
 
+/// Which pages a transaction may have changed; nothing else can have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ChangedPages {
+    /// Journaled pages, and those new to the database: nearly all did change.
+    pub journaled_or_new: BTreeSet<Pgno>,
+    /// Free-list leaves nobody journals, disjoint from the others: few did change, and a trunk names them by the
+    /// hundred, so compare each with its checksum.
+    pub leaves: BTreeSet<Pgno>,
+}
+
+impl ChangedPages {
+    /// Tells whether the transaction may have changed a page.
+    #[must_use]
+    pub fn contains(&self, pgno: Pgno) -> bool {
+        self.journaled_or_new.contains(&pgno) || self.leaves.contains(&pgno)
+    }
+}
+
 /// Returns every page up to `final_page_count` that the transaction of this journal may have changed (INV-JOURNAL-1).
 ///
-/// A superset, by a page in a thousand or so: compare with what is known of a page where that is cheap.
+/// Both at the commit point and after a rollback whose journal is still whole. `final_page_count` is the header's after the transaction:
+/// where it shrinks the database, SQLite truncates the file only after the commit point.
 /// # Errors
-/// As [`JournalReader::new`].
-pub fn changed_page_candidates(
+/// As [`JournalReader::new`]; `NoHeader` means that nothing was changed yet.
+pub fn changed_pages(
     file: &(impl ReadAt + ?Sized),
     final_page_count: u32,
-) -> Result<BTreeSet<Pgno>, JournalError> {
+) -> Result<ChangedPages, JournalError> {
     let journal = journal_pages(file)?;
     let mut initial = journal.initial_page_count;
     let mut old_page = vec![0; journal.page_size.len()];
-    let mut changed = BTreeSet::new();
+    let mut changed = ChangedPages::default();
     for &(pgno, offset) in &journal.pages {
-        changed.insert(pgno);
+        changed.journaled_or_new.insert(pgno);
         if !read_or_eof(file, &mut old_page, offset)? {
             continue;
         }
-        changed.extend(freelist_leaf_candidates(
-            &old_page,
-            journal.initial_page_count,
-        ));
+        let leaves = freelist_leaf_candidates(&old_page, journal.initial_page_count);
+        changed.leaves.extend(leaves);
         if pgno == Pgno::ONE
             && let Some(header) = DbHeader::parse(&old_page)
         {
@@ -363,9 +422,14 @@ pub fn changed_page_candidates(
             initial = initial.min(page_count(&header, file_size));
         }
     }
-    changed.extend((initial..final_page_count).filter_map(|n| Pgno::new(n + 1)));
-    changed.remove(&journal.page_size.lock_pgno());
-    changed.retain(|pgno| pgno.get() <= final_page_count);
+    let new = (initial..final_page_count).filter_map(|n| Pgno::new(n + 1));
+    changed.journaled_or_new.extend(new);
+    let lock_pgno = journal.page_size.lock_pgno();
+    let exists = |pgno: &Pgno| pgno.get() <= final_page_count && *pgno != lock_pgno;
+    changed.journaled_or_new.retain(exists);
+    changed
+        .leaves
+        .retain(|pgno| exists(pgno) && !changed.journaled_or_new.contains(pgno));
     Ok(changed)
 }
 
@@ -392,12 +456,42 @@ pub fn freelist_leaf_candidates(
         .filter_map(Pgno::new)
 }
 
+/// Returns all leaves on the free list of a database, by its file.
+///
+/// After a rollback, and after playback of a hot journal, these are the pages whose bytes may differ from before the transaction: a
+/// leaf that was given out may reach the file before the record of its trunk reaches the journal's disk, so the journal of a crash
+/// may not tell. A damaged list is followed as far as it goes.
+/// # Errors
+/// If reading fails.
+pub fn freelist_leaves(db: &(impl ReadAt + ?Sized)) -> io::Result<BTreeSet<Pgno>> {
+    let (mut leaves, mut trunks) = (BTreeSet::new(), BTreeSet::new());
+    let size = db.size()?;
+    let mut page = vec![0; DB_HEADER_LEN];
+    if !read_whole(db, &mut page, 0)? {
+        return Ok(leaves);
+    }
+    let Some(header) = DbHeader::parse(&page) else {
+        return Ok(leaves);
+    };
+    let count = page_count(&header, size);
+    page.resize(header.page_size.len(), 0);
+    let mut next = header.freelist_trunk;
+    while let Some(trunk) = next.filter(|trunk| trunk.get() <= count && trunks.insert(*trunk)) {
+        if !read_whole(db, &mut page, header.page_size.offset(trunk))? {
+            break;
+        }
+        leaves.extend(freelist_leaf_candidates(&page, count));
+        next = be32(&page, 0).and_then(Pgno::new);
+    }
+    Ok(leaves)
+}
+
 /// What to do with a database to roll a journal back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Playback {
     /// Page size in bytes.
     pub page_size: PageSize,
-    /// Cut or extend the database to this many pages first.
+    /// Cut or extend the database to this many pages first. SQLite does not extend it by less than a whole page.
     pub page_count: u32,
     /// Then write these pages, each with the offset of its bytes in the journal, in this order.
     pub pages: Vec<(Pgno, u64)>,
@@ -484,16 +578,20 @@ fn read_header(
     Ok(read_or_eof(file, &mut bytes, offset)?.then_some(bytes))
 }
 
-/// Fills `to`, or tells that the file ends before.
 fn read_or_eof(
     file: &(impl ReadAt + ?Sized),
     to: &mut [u8],
     offset: u64,
 ) -> Result<bool, JournalError> {
+    read_whole(file, to, offset).map_err(JournalError::Read)
+}
+
+/// Fills `to`, or tells that the file ends before.
+fn read_whole(file: &(impl ReadAt + ?Sized), to: &mut [u8], offset: u64) -> io::Result<bool> {
     match file.read_exact_at(to, offset) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(e) => Err(JournalError::Read(e)),
+        Err(e) => Err(e),
     }
 }
 

@@ -15,7 +15,7 @@
 //! | 32768·k | 4096 × 4, 8192 × 2 | block k |
 //!
 //! Header copy: version 3007000, 4 unused, change counter, `isInit` (1 byte), big-endian checksums (1), page size
-//! (2; 1 is 65536), `mxFrame`, pages in the database, checksum of frame `mxFrame` (8), salts (8, as in the log), checksum
+//! (2; 1 is 65536, 0 is unknown yet), `mxFrame`, pages in the database, checksum of frame `mxFrame` (8), salts (8, as in the log), checksum
 //! of the 40 bytes before (8). Numbers are of the machine's byte order, but for the salts. Source: `wal.c`.
 //!
 //! Who may write: the holder of the WAL write lock appends and publishes; of the checkpoint lock, `nBackfill`; of a read
@@ -151,8 +151,8 @@ pub struct WalIndexHeader {
     pub is_init: bool,
     /// Byte order of the log's checksums.
     pub big_end_cksum: bool,
-    /// Page size in bytes.
-    pub page_size: PageSize,
+    /// Page size in bytes; none if SQLite made the index before the log had a header.
+    pub page_size: Option<PageSize>,
     /// Last committed frame; 0 is an empty log.
     pub mx_frame: u32,
     /// Pages in the database.
@@ -171,7 +171,7 @@ impl WalIndexHeader {
             change: 0,
             is_init: true,
             big_end_cksum: wal.order == ByteOrder::Big,
-            page_size: wal.page_size,
+            page_size: Some(wal.page_size),
             mx_frame: 0,
             n_page,
             frame_checksum: wal.checksum(),
@@ -183,7 +183,7 @@ impl WalIndexHeader {
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        let page_size = encode_page_size(self.page_size).to_ne_bytes();
+        let page_size = self.page_size.map_or(0, encode_page_size).to_ne_bytes();
         let mut put = |at: usize, word: u32| {
             bytes[at..at + 4].copy_from_slice(&word.to_ne_bytes());
         };
@@ -221,7 +221,10 @@ impl WalIndexHeader {
             return Err(WalIndexError::Version { found: word(0) });
         }
         let found = u16::from_ne_bytes([bytes[14], bytes[15]]);
-        let page_size = decode_page_size(found).ok_or(WalIndexError::PageSize { found })?;
+        let page_size = decode_page_size(found);
+        if page_size.is_none() && found != 0 {
+            return Err(WalIndexError::PageSize { found });
+        }
         let [_, _, _, _, salts, _] = bytes.as_chunks::<8>().0 else {
             unreachable!("48 bytes are six times 8");
         };
