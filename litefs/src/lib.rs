@@ -4,12 +4,17 @@
 //! `cmd -> {http, volume} -> replication -> store -> db -> {ltx, sqlite, disk}`.
 
 pub mod clock;
+pub mod cmd;
 pub mod config;
 pub mod db;
 pub mod disk;
+pub mod exec;
+pub mod exit;
 pub mod http;
 pub mod lag;
+pub mod logging;
 pub mod ltx;
+pub mod node;
 pub mod replication;
 pub mod sqlite;
 pub mod store;

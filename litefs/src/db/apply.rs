@@ -12,7 +12,7 @@ use super::page_checksums::PageChecksums;
 use super::replica_wal::ReplicaWal;
 use super::{Db, DbError, Inner};
 use crate::ltx::{Checksum, Decoder, PageSize, Pgno, Pos, page_checksum};
-use crate::replication::Record;
+use crate::replication::{Applied, Record};
 
 /// What some records say, put together: the last version of each page.
 pub(super) struct Merged {
@@ -94,7 +94,42 @@ impl Db {
             self.log.sync().map_err(self.log_error())?;
         }
         self.install(&mut inner, &merged, sums, target, last.meta.timestamp_ms)?;
+        if sync {
+            *self.durable.lock() = target;
+        }
         Ok(target)
+    }
+
+    /// Returns where the copy here is.
+    pub fn applied(&self) -> Applied {
+        Applied { pos: self.pos(), durable: *self.durable.lock() }
+    }
+
+    /// Removes the database because the primary dropped it at `at`.
+    ///
+    /// # Errors
+    /// Disk, log.
+    pub fn apply_drop(&self, at: Pos) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        if inner.pos == at {
+            return Ok(());
+        }
+        let page_size = inner.page_size.unwrap_or(PageSize::DEFAULT);
+        let meta = RecordMeta {
+            epoch: self.log.end().map_or(0, |m| m.epoch),
+            min_txid: at.txid,
+            max_txid: at.txid,
+            pre_apply_checksum: inner.pos.post_apply_checksum,
+            post_apply_checksum: at.post_apply_checksum,
+            timestamp_ms: crate::clock::wall_ms(),
+            commit: 0,
+            page_size,
+            wal: None,
+        };
+        let older = if inner.pos.txid > at.txid { Older::Quarantine } else { Older::Remove };
+        self.log.restart(&meta, older).map_err(self.log_error())?;
+        let merged = Merged { page_size, page_count: 0, pages: BTreeMap::new() };
+        self.install(&mut inner, &merged, Vec::new(), at, meta.timestamp_ms)
     }
 
     fn log_records(
@@ -422,7 +457,7 @@ pub(super) fn to_log(meta: &crate::replication::RecordMeta) -> Result<RecordMeta
     })
 }
 
-pub(super) fn from_log(meta: &RecordMeta) -> crate::replication::RecordMeta {
+pub(crate) fn from_log(meta: &RecordMeta) -> crate::replication::RecordMeta {
     crate::replication::RecordMeta {
         epoch: meta.epoch,
         min_txid: meta.min_txid,

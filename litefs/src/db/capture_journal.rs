@@ -50,13 +50,20 @@ impl Db {
         if inner.page_size != Some(header.page_size) || journal_header.page_size != header.page_size {
             return self.capture_view(inner, false);
         }
-        let Ok(mut candidates) = journal::changed_page_candidates(&journal, page_count) else { return Ok(()) };
+        let Ok(changed) = journal::changed_pages(&journal, page_count) else { return Ok(()) };
+        let mut candidates = changed.journaled_or_new;
+        candidates.extend(changed.leaves);
         candidates.extend((inner.page_count + 1..=page_count).filter_map(Pgno::new));
         candidates.remove(&header.page_size.lock_pgno());
+        let mut page = vec![0; header.page_size.len()];
+        read_full(&main, &mut page, 0).map_err(io())?;
+        if inner.checksums.get(Pgno::ONE) == Some(page_checksum(Pgno::ONE, &page)) {
+            // Every commit counts up in page 1, so this was rolled back; then leaves of the free list may keep new bytes.
+            candidates.extend(journal::freelist_leaves(&main).map_err(io())?);
+        }
 
         let mut bytes = Vec::new();
         let mut changed = Vec::new();
-        let mut page = vec![0; header.page_size.len()];
         for pgno in candidates {
             let n = read_full(&main, &mut page, header.page_size.offset(pgno)).map_err(io())?;
             page[n..].fill(0);

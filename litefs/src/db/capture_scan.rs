@@ -167,8 +167,12 @@ impl Db {
         if n == 0 {
             return Ok(JournalState::None);
         }
-        if n < head.len() || !journal::is_zeroed_header(&head) {
+        if journal::is_hot_header(&head[..n]) {
             return Ok(JournalState::Hot);
+        }
+        if n < head.len() || !journal::is_zeroed_header(&head) {
+            // Begun and not yet synced: the database has not been written.
+            return Ok(JournalState::None);
         }
         let stamp = Stamp::of(&journal).map_err(DbError::io("stat", &self.paths.journal))?;
         Ok(JournalState::Zeroed(stamp))

@@ -43,7 +43,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-pub(crate) use apply::thread_id;
+pub(crate) use apply::{from_log as record_from_log, thread_id};
 pub use capture_scan::Scanned;
 pub use error::DbError;
 pub use paths::DbPaths;
@@ -102,6 +102,11 @@ impl NodeContext {
         self.passthrough.load(Ordering::Acquire)
     }
 
+    /// Tells the kernel that what a name stands for has changed.
+    pub fn invalidate_name(&self, path: &std::path::Path) {
+        self.invalidate(|inv| inv.name(path));
+    }
+
     fn invalidate(&self, call: impl FnOnce(&fuse::Invalidator)) {
         if let Some(inv) = &*self.invalidator.lock() {
             call(inv);
@@ -120,6 +125,8 @@ pub struct Db {
     gate: Mutex<Gate>,
     /// The app has synced the WAL since it was last reset.
     wal_is_synced: AtomicBool,
+    /// What of the log is known to survive power loss.
+    durable: Mutex<Pos>,
     pins: Mutex<Vec<(u64, crate::ltx::Txid)>>,
 }
 
@@ -237,6 +244,38 @@ impl Db {
         inner.trouble.is_none()
             && inner.stamp.is_some()
             && File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok()) == inner.stamp
+    }
+
+    /// Returns how many handles programs have on this replica's database.
+    #[must_use]
+    pub fn reader_count(&self) -> u32 {
+        self.gate.lock().handle_count
+    }
+
+    /// Compacts the log, and with `retain` removes what its limits allow.
+    ///
+    /// # Errors
+    /// Disk.
+    pub fn maintain_log(&self, retain: bool) -> Result<(), DbError> {
+        let pinned = if retain { self.pinned() } else { Some(crate::ltx::Txid::ZERO) };
+        let compact = |files: &[&[u8]]| crate::ltx::compact(files);
+        self.log
+            .maintain(crate::clock::wall_ms(), &compact, pinned)
+            .map(drop)
+            .map_err(self.log_error())
+    }
+
+    /// Ends the serving of readers: the mount is about to go, and our descriptors in it would keep it.
+    ///
+    /// # Errors
+    /// Disk; what was not copied into the file is in the log.
+    pub fn close_for_unmount(&self) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        if let Some(mut wal) = inner.replica_wal.take() {
+            self.gate.lock().is_prepared = false;
+            wal.checkpoint(&self.paths)?;
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

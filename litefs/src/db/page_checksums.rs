@@ -185,6 +185,12 @@ impl PageChecksums {
             .and_then(pgno_at)
     }
 
+    /// Returns the checksums by [`Pgno::index`]; zero stands for "not known".
+    #[must_use]
+    pub fn to_raw(&self) -> Vec<u64> {
+        self.sums.clone()
+    }
+
     /// Returns what the total will be once the table is truncated to `page_count` and has these pages, ascending and
     /// none past `page_count`.
     #[must_use]

@@ -82,6 +82,7 @@ impl Db {
             published: Mutex::new(Published::default()),
             gate: Mutex::new(Gate::default()),
             wal_is_synced: std::sync::atomic::AtomicBool::new(false),
+            durable: Mutex::new(Pos::ZERO),
             pins: Mutex::new(Vec::new()),
             name,
             paths,

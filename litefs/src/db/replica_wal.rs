@@ -18,7 +18,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::capture_wal::read_full;
 use super::paths::with_suffix;
 use super::shm::MappedShm;
 use super::{DbError, DbPaths};

@@ -1,7 +1,15 @@
 //! HTTP between nodes and for operators, on the node's own port (20202 unless configured).
 
+pub mod client;
 pub mod error;
 pub mod events;
+pub mod info;
 pub mod metrics;
 pub mod server;
 pub mod stream;
+
+pub use error::NodeError;
+pub use events::Event;
+pub use metrics::{MetricKind, MetricsText};
+pub use server::{Export, NodeApi, NodeInfo, PrimaryHost, Server};
+pub use stream::HttpDial;

@@ -103,6 +103,27 @@ pub mod steps {
 /// `epoch` and `wal` are not in an LTX file: zero and `None` will do.
 pub type LtxMeta = fn(&[u8]) -> Result<RecordMeta, BoxError>;
 
+/// Looks into an LTX file for a log; see [`LtxMeta`].
+///
+/// # Errors
+/// Bytes that are not one, or were damaged.
+pub fn ltx_meta(bytes: &[u8]) -> Result<RecordMeta, BoxError> {
+    let summary = crate::ltx::verify(bytes)?;
+    let header = summary.header;
+    let post = summary.trailer.post_apply_checksum.ok_or("no checksum")?;
+    Ok(RecordMeta {
+        epoch: 0,
+        min_txid: header.min_txid,
+        max_txid: header.max_txid,
+        pre_apply_checksum: header.pre_apply_checksum.unwrap_or(crate::ltx::Checksum::EMPTY),
+        post_apply_checksum: post,
+        timestamp_ms: header.timestamp_ms,
+        commit: header.commit,
+        page_size: header.page_size,
+        wal: None,
+    })
+}
+
 /// Settings of a log.
 #[derive(Debug, Clone, Copy)]
 pub struct LogOptions {

@@ -1,0 +1,346 @@
+//! One running node: store, mount, API and programs, from start to end.
+//!
+//! Start: lock the data directory, remove a dead mount, open every database, mount, follow or serve, and once the
+//! node has what its primary has, run the programs. End: programs, API, capture of what is left, unmount, sync.
+
+mod api;
+mod data_dir;
+mod ports;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::config::{Passthrough, Resolved, Role};
+use crate::db::NodeContext;
+use crate::db::log::{LogOptions, ltx_meta};
+use crate::disk::RealDisk;
+use crate::exec::{Signals, Supervisor, asks_to_stop};
+use crate::http::{HttpDial, Server};
+use crate::lag::Lag;
+use crate::replication::receive::{ReceiveConfig, Receiver};
+use crate::replication::replicas::Replicas;
+use crate::replication::send::{SendConfig, Sender};
+use crate::replication::{ChangeHub, DbName};
+use crate::store::{Store, chain};
+use crate::volume::LiteVolume;
+use crate::watch::Watcher;
+use api::Api;
+use data_dir::DataDir;
+use ports::Ports;
+
+/// How long programs have to end after they were asked to.
+const EXEC_GRACE: Duration = Duration::from_secs(30);
+/// How often logs are compacted and idle databases closed.
+const MAINTENANCE: Duration = Duration::from_secs(1);
+/// How often page checksums are written down, so that a start after a crash has little to redo.
+const PERSIST: Duration = Duration::from_secs(30);
+/// Epoch of the only tenure there is under a static lease.
+const STATIC_EPOCH: u64 = 1;
+
+/// Runs a node until it is told to stop or its program ends; returns the exit code.
+///
+/// # Errors
+/// Whatever keeps the node from starting or running; `crate::exit::code_of` maps it.
+pub fn run(config: Resolved) -> anyhow::Result<i32> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build()?;
+    raise_file_limit();
+    let result = runtime.block_on(run_node(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn run_node(config: Resolved) -> anyhow::Result<i32> {
+    let mut signals = Signals::install().context("install signal handlers")?;
+    let is_primary = config.lease.role == Role::Primary;
+    let data_dir = DataDir::open(&config.data.dir)?;
+    let _lock = data_dir.lock()?;
+    prepare_mount_point(&config)?;
+    let listener = bind(&config).await?;
+
+    let node = make_context(&config, &data_dir, is_primary)?;
+    let is_trusted = data_dir.begin_session()?;
+    let started = std::time::Instant::now();
+    let store = {
+        let node = node.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(node, is_trusted)).await?;
+        Arc::new(opened.context("open databases")?)
+    };
+    tracing::info!(
+        databases = store.all().len(),
+        elapsed_ms = started.elapsed().as_millis(),
+        trusted = is_trusted,
+        "databases are open"
+    );
+
+    let lag = Arc::new(Lag::default());
+    let watcher = Watcher::new(node.clone());
+    let volume = LiteVolume::new(node.clone(), store.clone(), watcher.clone(), lag.clone());
+    let mounted = fuse::mount(
+        Arc::new(volume),
+        &fuse::MountOptions {
+            mount_point: config.fuse.dir.clone(),
+            backing: data_dir.files(),
+            allow_other: config.fuse.allow_other,
+            passthrough: config.fuse.passthrough == Passthrough::Auto,
+            threads: usize::from(config.fuse.threads.get()),
+        },
+    )?;
+    node.passthrough.store(mounted.passthrough(), Ordering::Release);
+    *node.invalidator.lock() = Some(mounted.invalidator());
+    let watching = if is_primary { Some(watcher.start(store.clone()).context("watch files")?) } else { None };
+    tracing::info!(mount = %config.fuse.dir.display(), passthrough = mounted.passthrough(), "mounted");
+
+    let ports = Arc::new(Ports {
+        node: node.clone(),
+        store: store.clone(),
+        lag,
+        cluster_id: Mutex::new(data_dir.cluster_id()),
+        seen_epoch: AtomicU64::new(data_dir.epoch()),
+        data_dir: data_dir.clone(),
+        filter: filter_names(&config)?,
+        paused: Arc::default(),
+        ready: watch::Sender::new(is_primary),
+        is_connected: AtomicBool::new(false),
+    });
+    let (events, _) = broadcast::channel(1024);
+    let replicas = Replicas::new();
+    let hostname = if is_primary { config.lease.hostname.clone() } else { os_hostname() };
+    let sender = Sender::new(
+        ports.clone(),
+        replicas.clone(),
+        SendConfig { hostname: hostname.clone(), ..SendConfig::default() },
+    );
+    let api = Arc::new(Api {
+        ports: ports.clone(),
+        hostname: hostname.clone(),
+        mount: config.fuse.dir.clone(),
+        replicas,
+        events: events.clone(),
+    });
+    tokio::spawn(api::publish_events(ports.clone(), events));
+    let server = Server::new(api, sender.clone());
+    let (stop_http, http_stopped) = oneshot::channel::<()>();
+    let http = {
+        let router = server.router();
+        tokio::spawn(async move { server.serve(listener, router, async { drop(http_stopped.await) }).await })
+    };
+    let (target, targets) = watch::channel(None);
+    if !is_primary {
+        let receiver = Receiver::new(
+            ports.clone(),
+            Arc::new(HttpDial::default()),
+            ReceiveConfig {
+                hostname,
+                reconnect_delay: config.lease.reconnect_delay,
+                ..ReceiveConfig::default()
+            },
+        );
+        tokio::spawn(receiver.run(targets));
+        target.send_replace(Some(config.lease.advertise_url.to_string()));
+    }
+    let (stop_upkeep, upkeep_stopped) = std::sync::mpsc::channel::<()>();
+    let upkeep = {
+        let store = store.clone();
+        let pace = config.data.retention_monitor_interval;
+        std::thread::Builder::new().name("upkeep".into()).spawn(move || upkeep(&store, pace, &upkeep_stopped))?
+    };
+
+    let code = supervise(&config, &mut signals, &ports, is_primary).await;
+
+    tracing::info!("stopping");
+    drop(target);
+    sender.close();
+    let _ = stop_http.send(());
+    match http.await {
+        Ok(Err(error)) => tracing::warn!(%error, "http server"),
+        Err(error) => tracing::warn!(%error, "http server"),
+        Ok(Ok(())) => {}
+    }
+    drop(stop_upkeep);
+    let ended = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        if upkeep.join().is_err() {
+            tracing::error!("the upkeep thread panicked");
+        }
+        if let Some(watching) = watching {
+            watching.stop();
+        }
+        for db in store.all() {
+            if let Err(error) = db.close_for_unmount() {
+                tracing::error!(db = %db.name(), error = chain(&error), "close");
+            }
+        }
+        mounted.unmount().context("unmount")?;
+        *node.invalidator.lock() = None;
+        let mut is_clean = true;
+        for db in store.all() {
+            if let Err(error) = db.persist(true) {
+                is_clean = false;
+                tracing::error!(db = %db.name(), error = chain(&error), "write down the state");
+            }
+        }
+        if is_clean {
+            data_dir.end_session()?;
+        }
+        Ok(())
+    })
+    .await?;
+    ended?;
+    code
+}
+
+/// Waits for the node to be ready, runs the programs, and returns when it is time to stop.
+async fn supervise(
+    config: &Resolved,
+    signals: &mut Signals,
+    ports: &Ports,
+    is_primary: bool,
+) -> anyhow::Result<i32> {
+    let mut ready = ports.ready.subscribe();
+    if !config.skip_sync {
+        loop {
+            tokio::select! {
+                r = ready.wait_for(|r| *r) => { r?; break; }
+                signal = signals.recv() => if asks_to_stop(signal) { return Ok(0); },
+            }
+        }
+    }
+    tracing::info!(primary = is_primary, "ready");
+    if config.exec.is_empty() {
+        while !asks_to_stop(signals.recv().await) {}
+        return Ok(0);
+    }
+    let supervisor = Supervisor::start(config.exec.clone(), config.is_candidate()).context("start programs")?;
+    loop {
+        tokio::select! {
+            code = supervisor.wait() => return Ok(code?),
+            signal = signals.recv() => {
+                if !supervisor.signal(signal) && asks_to_stop(signal) {
+                    return Ok(0);
+                }
+                if asks_to_stop(signal) {
+                    return Ok(supervisor.shutdown(EXEC_GRACE).await?);
+                }
+            }
+        }
+    }
+}
+
+fn make_context(config: &Resolved, data_dir: &DataDir, is_primary: bool) -> anyhow::Result<Arc<NodeContext>> {
+    if is_primary {
+        if data_dir.cluster_id().is_none() {
+            data_dir.set_cluster_id(&format!("LFSC{:016X}", rand::random::<u64>()))?;
+        }
+        if data_dir.epoch() == 0 {
+            data_dir.set_epoch(STATIC_EPOCH)?;
+        }
+    }
+    let mut log_options = LogOptions::new(ltx_meta);
+    log_options.segment_bytes = config.data.segment_size_bytes;
+    log_options.retention_age = config.data.retention.unwrap_or(Duration::MAX);
+    log_options.retention_bytes = config.data.retention_size_bytes.unwrap_or(u64::MAX);
+    Ok(Arc::new(NodeContext {
+        disk: Arc::new(RealDisk),
+        files: data_dir.files(),
+        metas: data_dir.metas(),
+        mount: config.fuse.dir.clone(),
+        hub: ChangeHub::new(),
+        is_primary: AtomicBool::new(is_primary),
+        passthrough: AtomicBool::new(config.fuse.passthrough == Passthrough::Auto),
+        epoch: AtomicU64::new(data_dir.epoch()),
+        node_id: rand::random(),
+        invalidator: Mutex::new(None),
+        own_threads: Mutex::new(HashSet::new()),
+        log_options,
+    }))
+}
+
+fn prepare_mount_point(config: &Resolved) -> anyhow::Result<()> {
+    let dir = &config.fuse.dir;
+    if !config.fuse.skip_unmount
+        && fuse::clean_stale_mount(dir).with_context(|| format!("clean up the mount at {}", dir.display()))?
+    {
+        tracing::warn!(mount = %dir.display(), "removed the mount of a daemon that was killed");
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("create mount point {}", dir.display()))
+}
+
+async fn bind(config: &Resolved) -> anyhow::Result<TcpListener> {
+    let mut last = None;
+    for (host, port) in config.http.addr.bind_hosts() {
+        match TcpListener::bind((host.as_str(), port)).await {
+            Ok(listener) => {
+                tracing::info!(addr = %listener.local_addr()?, "http api");
+                return Ok(listener);
+            }
+            Err(e) => last = Some(e),
+        }
+    }
+    let why = last.map_or_else(|| "no address".to_owned(), |e| e.to_string());
+    anyhow::bail!("cannot listen on http.addr {:?}: {why}", config.http.addr)
+}
+
+fn filter_names(config: &Resolved) -> anyhow::Result<Vec<DbName>> {
+    config
+        .lease
+        .databases
+        .patterns()
+        .iter()
+        .map(|p| p.parse().with_context(|| format!("lease.databases: {p}")))
+        .collect()
+}
+
+fn os_hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// A database takes a few descriptors; a thousand take more than the usual soft limit.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Compacts logs, enforces retention, closes idle databases of a replica, writes checksums down.
+fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Receiver<()>) {
+    use std::sync::mpsc::RecvTimeoutError;
+    let mut last_persist = std::time::Instant::now();
+    let mut persisted: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
+    let mut ticks_idle: HashMap<DbName, u32> = HashMap::new();
+    while stopped.recv_timeout(MAINTENANCE) == Err(RecvTimeoutError::Timeout) {
+        let persist_now = last_persist.elapsed() >= PERSIST;
+        for db in store.all() {
+            if let Err(error) = db.maintain_log(pace.is_some()) {
+                tracing::warn!(db = %db.name(), error = chain(&error), "log upkeep");
+            }
+            if db.serves_readers() {
+                let idle = ticks_idle.entry(db.name().clone()).or_default();
+                *idle = if db.reader_count() == 0 { *idle + 1 } else { 0 };
+                if *idle >= 10
+                    && let Err(error) = db.release_readers()
+                {
+                    tracing::warn!(db = %db.name(), error = chain(&error), "close an idle database");
+                }
+            }
+            if persist_now && persisted.get(db.name()) != Some(&db.pos()) {
+                match db.persist(false) {
+                    Ok(()) => {
+                        persisted.insert(db.name().clone(), db.pos());
+                    }
+                    Err(error) => tracing::warn!(db = %db.name(), error = chain(&error), "write checksums"),
+                }
+            }
+        }
+        if persist_now {
+            last_persist = std::time::Instant::now();
+        }
+    }
+}

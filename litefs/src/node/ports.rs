@@ -1,0 +1,328 @@
+//! The store as replication sees it: what a primary sends and what a replica takes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::data_dir::DataDir;
+use crate::db::log::ReadAfter;
+use crate::db::{Db, DbError, NodeContext, PageCopyReader, PageCopyWriter, record_from_log};
+use crate::lag::Lag;
+use crate::ltx::{PageSize, Pgno, Pos};
+use crate::replication::{
+    Applied, Batch, Changes, DbName, Fetch, PrimaryInfo, Record, Sink, SinkError, SnapshotReader, SnapshotRequest,
+    SnapshotStart, SnapshotWriter, Source, SourceError,
+};
+use crate::store::{Store, chain};
+
+/// The store of this node behind both ports.
+pub(super) struct Ports {
+    pub(super) node: Arc<NodeContext>,
+    pub(super) store: Arc<Store>,
+    pub(super) lag: Arc<Lag>,
+    pub(super) data_dir: DataDir,
+    pub(super) cluster_id: Mutex<Option<String>>,
+    /// Highest epoch seen.
+    pub(super) seen_epoch: AtomicU64,
+    /// Databases to follow; empty is all.
+    pub(super) filter: Vec<DbName>,
+    /// Page copies that were broken off.
+    pub(super) paused: Arc<Mutex<HashMap<DbName, PageCopyWriter>>>,
+    /// Whether the node has had everything its primary had, once.
+    pub(super) ready: watch::Sender<bool>,
+    pub(super) is_connected: AtomicBool,
+}
+
+impl Ports {
+    fn db(&self, name: &DbName) -> Result<Arc<Db>, SinkError> {
+        self.store.get_or_create(name).map_err(|e| sink_error(name, e))
+    }
+
+    fn check_epoch(&self, sent: u64) -> Result<(), SinkError> {
+        let seen = self.seen_epoch.load(Ordering::Acquire);
+        if sent < seen { Err(SinkError::StaleEpoch { sent, seen }) } else { Ok(()) }
+    }
+}
+
+fn source_error(db: &DbName, error: DbError) -> SourceError {
+    match error {
+        DbError::Io { what, path, source } => {
+            SourceError::Io { what: format!("{db}: {what} {}", path.display()), source }
+        }
+        other => SourceError::Corrupt(format!("{db}: {}", chain(&other))),
+    }
+}
+
+fn sink_error(db: &DbName, error: DbError) -> SinkError {
+    match error {
+        DbError::PosMismatch { have, want } => SinkError::PosMismatch { have, want },
+        DbError::Ltx { .. } | DbError::Corrupt { .. } => SinkError::Invalid(format!("{db}: {}", chain(&error))),
+        DbError::Io { what, path, source } => {
+            SinkError::Io { what: format!("{db}: {what} {}", path.display()), source }
+        }
+        other => {
+            let source = std::io::Error::from_raw_os_error(other.errno());
+            SinkError::Io { what: format!("{db}: {}", chain(&other)), source }
+        }
+    }
+}
+
+impl Source for Ports {
+    fn cluster_id(&self) -> String {
+        self.cluster_id.lock().clone().unwrap_or_default()
+    }
+
+    fn node_id(&self) -> u64 {
+        self.node.node_id
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.node.is_primary().then(|| self.node.epoch.load(Ordering::Acquire))
+    }
+
+    fn databases(&self) -> Vec<(DbName, Pos)> {
+        self.positions()
+    }
+
+    fn changes(&self) -> Changes {
+        self.node.hub.subscribe()
+    }
+
+    fn read_after(&self, name: &DbName, after: Pos, max_bytes: usize) -> Result<Fetch, SourceError> {
+        let Some(db) = self.store.get(name.as_str()) else { return Ok(Fetch::Unknown) };
+        let end = db.log().end_pos();
+        if end.txid.0 == 0 {
+            return Ok(Fetch::Unknown);
+        }
+        if after == end {
+            return Ok(Fetch::UpToDate);
+        }
+        if db.published().page_count == 0 && db.pos() == end {
+            return Ok(Fetch::Dropped { at: end });
+        }
+        let snapshot = |why: String| Ok(Fetch::NeedSnapshot { why });
+        if after.txid >= end.txid {
+            return snapshot(format!("replica is at {after}, which is not in the history that ends at {end}"));
+        }
+        let read = db.log().read_after(after.txid, max_bytes);
+        match read.map_err(|e| SourceError::Corrupt(format!("{name}: {}", chain(&e))))? {
+            ReadAfter::Records(records) => {
+                let Some(first) = records.first() else { return Ok(Fetch::UpToDate) };
+                if first.meta.min_txid.prev() == after.txid && first.meta.pre_apply_pos() != after {
+                    return snapshot(format!("replica is at {after}, which is not in this history"));
+                }
+                let records = records
+                    .into_iter()
+                    .map(|r| Record { meta: record_from_log(&r.meta), ltx: r.ltx })
+                    .collect();
+                Ok(Fetch::Records(records))
+            }
+            ReadAfter::CaughtUp => Ok(Fetch::UpToDate),
+            ReadAfter::NotAvailable { base } => snapshot(format!("replica is at {after}, the log begins at {base}")),
+        }
+    }
+
+    fn open_snapshot(&self, name: &DbName, request: SnapshotRequest) -> Result<Box<dyn SnapshotReader>, SourceError> {
+        let db = self.store.get(name.as_str()).ok_or_else(|| SourceError::NotFound(name.clone()))?;
+        let reader = PageCopyReader::open(db, request.have.unwrap_or_default(), request.resume_at)
+            .map_err(|e| source_error(name, e))?;
+        Ok(Box::new(Reader { name: name.clone(), reader, first_pass: true }))
+    }
+
+    fn now_ms(&self) -> i64 {
+        crate::clock::wall_ms()
+    }
+}
+
+struct Reader {
+    name: DbName,
+    reader: PageCopyReader,
+    first_pass: bool,
+}
+
+impl SnapshotReader for Reader {
+    fn start(&self) -> Pos {
+        self.reader.start()
+    }
+
+    fn page_size(&self) -> u32 {
+        self.reader.page_size().get()
+    }
+
+    fn page_count(&self) -> u32 {
+        self.reader.page_count()
+    }
+
+    fn seek(&mut self, next: Pgno) {
+        self.reader.seek(next);
+    }
+
+    fn next_pages(&mut self, max_bytes: usize) -> Result<Vec<(Pgno, Bytes)>, SourceError> {
+        if self.first_pass {
+            let pages = self.reader.next_pages(max_bytes).map_err(|e| source_error(&self.name, e))?;
+            if !pages.is_empty() {
+                return Ok(pages);
+            }
+            self.first_pass = false;
+        }
+        self.reader.corrections().map_err(|e| source_error(&self.name, e))
+    }
+
+    fn finish(&mut self) -> Result<Pos, SourceError> {
+        self.reader.end().map_err(|e| source_error(&self.name, e))
+    }
+}
+
+impl Sink for Ports {
+    fn cluster_id(&self) -> Option<String> {
+        self.cluster_id.lock().clone()
+    }
+
+    fn adopt_cluster_id(&self, id: &str) -> Result<(), SinkError> {
+        self.data_dir
+            .set_cluster_id(id)
+            .map_err(|e| SinkError::Io { what: format!("{e:#}"), source: std::io::Error::other("cluster id") })?;
+        *self.cluster_id.lock() = Some(id.to_owned());
+        Ok(())
+    }
+
+    fn node_id(&self) -> u64 {
+        self.node.node_id
+    }
+
+    fn epoch(&self) -> u64 {
+        self.seen_epoch.load(Ordering::Acquire)
+    }
+
+    fn observe_epoch(&self, epoch: u64) -> Result<(), SinkError> {
+        self.check_epoch(epoch)?;
+        if epoch > self.seen_epoch.load(Ordering::Acquire) {
+            self.data_dir
+                .set_epoch(epoch)
+                .map_err(|e| SinkError::Io { what: format!("{e:#}"), source: std::io::Error::other("epoch") })?;
+            self.seen_epoch.fetch_max(epoch, Ordering::AcqRel);
+            self.node.epoch.fetch_max(epoch, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn positions(&self) -> Vec<(DbName, Pos)> {
+        self.store.all().iter().map(|db| (db.name().clone(), db.pos())).filter(|(_, pos)| pos.txid.0 > 0).collect()
+    }
+
+    fn filter(&self) -> Vec<DbName> {
+        self.filter.clone()
+    }
+
+    fn apply(&self, name: &DbName, batch: Batch) -> Result<Applied, SinkError> {
+        self.check_epoch(batch.sender_epoch)?;
+        let db = self.db(name)?;
+        db.apply(&batch.records, batch.sync).map_err(|e| sink_error(name, e))?;
+        Ok(db.applied())
+    }
+
+    fn drop_db(&self, name: &DbName, sender_epoch: u64, at: Pos) -> Result<Applied, SinkError> {
+        self.check_epoch(sender_epoch)?;
+        let db = self.db(name)?;
+        db.apply_drop(at).map_err(|e| sink_error(name, e))?;
+        Ok(db.applied())
+    }
+
+    fn unknown_to_primary(&self, name: &DbName) {
+        tracing::warn!(db = %name, "the primary has never heard of this database; it is kept here as it is");
+    }
+
+    fn page_checksums(&self, name: &DbName) -> Result<Option<Vec<u64>>, SinkError> {
+        let Some(db) = self.store.get(name.as_str()) else { return Ok(None) };
+        let (_, sums) = db.checksums();
+        Ok((sums.page_count() > 0).then(|| sums.to_raw()))
+    }
+
+    fn resume_point(&self, name: &DbName) -> Option<(Pos, Pgno)> {
+        self.paused.lock().get(name)?.resume_point()
+    }
+
+    fn begin_snapshot(&self, name: &DbName, s: SnapshotStart) -> Result<Box<dyn SnapshotWriter>, SinkError> {
+        self.check_epoch(s.sender_epoch)?;
+        let db = self.db(name)?;
+        let page_size = PageSize::new(s.page_size)
+            .ok_or_else(|| SinkError::Invalid(format!("{name}: page size {} in a page copy", s.page_size)))?;
+        let paused = self.paused.lock().remove(name).filter(|w| w.resume_point() == Some((s.start, s.next)));
+        let writer = match paused {
+            Some(writer) if s.next > Pgno::ONE => writer,
+            _ if s.next > Pgno::ONE => {
+                return Err(SinkError::Invalid(format!("{name}: nothing to go on with at page {}", s.next)));
+            }
+            _ => PageCopyWriter::begin(db, s.start, page_size, s.page_count, s.is_difference)
+                .map_err(|e| sink_error(name, e))?,
+        };
+        tracing::info!(db = %name, start = %s.start, pages = s.page_count, difference = s.is_difference, next = %s.next, "page copy begins");
+        let db = self.db(name)?;
+        Ok(Box::new(Writer { paused: self.paused.clone(), db, writer: Some(writer) }))
+    }
+
+    fn applied(&self, name: &DbName) -> Applied {
+        self.store.get(name.as_str()).map(|db| db.applied()).unwrap_or_default()
+    }
+
+    fn heartbeat(&self, primary_ms: i64, caught_up: bool) {
+        self.lag.heard(primary_ms, caught_up);
+        if caught_up {
+            self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+        }
+    }
+
+    fn connected(&self, primary: &PrimaryInfo) {
+        self.is_connected.store(true, Ordering::Release);
+        self.lag.set_primary(Some(primary.hostname.clone()));
+        self.node.invalidate_name(".primary".as_ref());
+        tracing::info!(primary = %primary.hostname, epoch = primary.epoch, "following the primary");
+    }
+
+    fn disconnected(&self) {
+        self.is_connected.store(false, Ordering::Release);
+    }
+}
+
+struct Writer {
+    paused: Arc<Mutex<HashMap<DbName, PageCopyWriter>>>,
+    db: Arc<Db>,
+    writer: Option<PageCopyWriter>,
+}
+
+impl SnapshotWriter for Writer {
+    fn pages(&mut self, pages: Vec<(Pgno, Bytes)>) -> Result<(), SinkError> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        writer.pages(&pages).map_err(|e| sink_error(self.db.name(), e))
+    }
+
+    fn records(&mut self, records: Vec<Record>) -> Result<(), SinkError> {
+        if let Some(writer) = &mut self.writer {
+            writer.records(records);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>, end: Pos) -> Result<Applied, SinkError> {
+        let name = self.db.name().clone();
+        if let Some(writer) = self.writer.take() {
+            let pos = writer.finish(end).map_err(|e| sink_error(&name, e))?;
+            tracing::info!(db = %name, %pos, "page copy is in place");
+        }
+        Ok(self.db.applied())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(writer) = self.writer.take()
+            && writer.resume_point().is_some()
+        {
+            self.paused.lock().insert(self.db.name().clone(), writer);
+        }
+    }
+}
