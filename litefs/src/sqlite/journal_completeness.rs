@@ -421,10 +421,12 @@ impl Run {
                 (t + 1) % 5
             ),
             21 => "REINDEX; ANALYZE".into(),
-            22 if self.has_dbpage => format!(
-                "UPDATE sqlite_dbpage SET data=data WHERE pgno={n}; \
-                 UPDATE sqlite_dbpage SET data=randomblob(length(data)) WHERE pgno=(SELECT max(pgno) FROM sqlite_dbpage) AND 0"
-            ),
+            22 if self.has_dbpage => {
+                format!(
+                    "UPDATE sqlite_dbpage SET data=data WHERE pgno % {n} = {}",
+                    n / 2
+                )
+            }
             22 => format!("PRAGMA user_version={salt}"),
             _ => format!("ALTER TABLE t{t} ADD COLUMN c{salt} DEFAULT {n}"),
         }
