@@ -358,16 +358,11 @@ impl Log {
             return Err(Error::invalid(meta, 0));
         }
         let segment = self.decide_restart(meta, kind)?;
-        open::finish_restart(&*self.disk, &self.paths, segment.first, older)
-            .inspect_err(|e| self.break_at(e))?;
+        let first = segment.first;
         *writer = Writer::default();
-        let mut state = self.state.lock();
-        *state = State::default();
-        state.add_segment(segment);
-        state.durable = state.appended;
-        state.durable_txid = meta.max_txid;
-        state.dir_is_dirty = false;
-        Ok(())
+        self.state.lock().become_base(segment); // readers let go of the old files first
+        open::finish_restart(&*self.disk, &self.paths, first, older)
+            .inspect_err(|e| self.break_at(e))
     }
 
     /// Writes the first segment of the new log under a name that decides the restart.
@@ -609,6 +604,15 @@ impl State {
         self.appended += 1;
         self.dir_is_dirty = true;
         self.segments.push_back(segment);
+    }
+
+    /// Forgets everything for a segment that is durable and has only a base.
+    fn become_base(&mut self, segment: Segment) {
+        *self = State::default();
+        self.add_segment(segment);
+        self.durable = self.appended;
+        self.durable_txid = self.end_pos().txid;
+        self.dir_is_dirty = false;
     }
 
     /// Keeps a record in memory and lets the oldest go; without it there is nothing to keep.
