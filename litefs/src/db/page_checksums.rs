@@ -504,8 +504,9 @@ mod tests {
     #[test]
     fn differing_pages_are_those_changed_unknown_or_alone() {
         let (a, mut b) = (table(&[1, 2, 3, 4]), table(&[1, 9, 3]));
-        let differing =
-            |a: &PageChecksums, b| a.differing_pages(b).map(Pgno::get).collect::<Vec<_>>();
+        fn differing(a: &PageChecksums, b: &PageChecksums) -> Vec<u32> {
+            a.differing_pages(b).map(Pgno::get).collect()
+        }
         assert_eq!(differing(&a, &b), [2, 4]);
         assert_eq!(differing(&b, &a), [2, 4]);
         b.truncate(2);
