@@ -202,12 +202,22 @@ impl Sealed {
 /// Where the files are.
 #[derive(Debug, Clone)]
 struct Paths {
+    root: PathBuf,
     segments: PathBuf,
     sealed: PathBuf,
     quarantine: PathBuf,
 }
 
 impl Paths {
+    fn new(root: &Path) -> Paths {
+        Paths {
+            root: root.to_owned(),
+            segments: root.join("log"),
+            sealed: root.join("ltx"),
+            quarantine: root.join("quarantine"),
+        }
+    }
+
     fn segment(&self, first: Txid) -> PathBuf {
         self.segments.join(Segment::name(first))
     }
@@ -235,11 +245,7 @@ impl Log {
         dir: &Path,
         options: LogOptions,
     ) -> Result<(Log, Opened), Error> {
-        let paths = Paths {
-            segments: dir.join("log"),
-            sealed: dir.join("ltx"),
-            quarantine: dir.join("quarantine"),
-        };
+        let paths = Paths::new(dir);
         let (state, findings) = open::recover(&*disk, &paths, &options)?;
         let opened = Opened {
             end: state.end,
@@ -286,6 +292,12 @@ impl Log {
     pub fn append(&self, meta: &RecordMeta, ltx: &[u8]) -> Result<(), Error> {
         let mut writer = self.writer.lock();
         let active = self.state.lock().admit(meta, ltx.len())?;
+        if writer.must_cut
+            && let Some(active) = &active
+        {
+            self.cut(active)?; // before a new segment could begin: INV-LOG-3
+            writer.must_cut = false;
+        }
         let header = record::encode_header(meta, Kind::Transactions, ltx);
         match active {
             Some(active) if !self.must_rotate(&active)? => {
@@ -432,16 +444,14 @@ impl Log {
         header: &[u8],
         ltx: &[u8],
     ) -> Result<u64, Error> {
-        if writer.must_cut {
-            self.cut(active)?;
-            writer.must_cut = false;
-        }
         let mut parts = [IoSlice::new(header), IoSlice::new(ltx)];
         let written = self
             .disk
             .write_parts_at(steps::APPEND, &active.file, &mut parts, active.len);
         if let Err(error) = written {
             writer.must_cut = self.cut(active).is_err();
+            // Some of it may have reached the disk: the cut needs a sync like a record does.
+            self.state.lock().appended += 1;
             let path = self.paths.segment(active.first);
             return Err(Error::io(steps::APPEND, &path, error));
         }
@@ -667,6 +677,7 @@ fn quarantine(disk: &dyn Disk, paths: &Paths, path: &Path) -> Result<PathBuf, Er
 fn quarantine_path(disk: &dyn Disk, paths: &Paths, name: &OsString) -> Result<PathBuf, Error> {
     let dir = &paths.quarantine;
     disk.create_dir_all(steps::OPEN_MKDIR, dir)
+        .and_then(|()| disk.sync_dir(steps::OPEN_SYNC, &paths.root))
         .map_err(|e| Error::io(steps::OPEN_MKDIR, dir, e))?;
     let taken = disk
         .list_dir(steps::OPEN_LIST, dir)

@@ -239,3 +239,78 @@ fn restart_at_zero_is_a_dropped_database() {
     drop(log);
     check(&reopen(dir.path()), &parts);
 }
+
+#[test]
+fn remains_that_could_not_be_cut_are_cut_before_the_next_segment() {
+    let dir = tempdir();
+    let disk = Arc::new(FailingDisk::new());
+    let (log, _) = Log::open(disk.clone(), dir.path(), options()).unwrap();
+    let mut parts = fill_synced(&log, 2);
+    let full = part_after(log.end_pos(), 1, 250);
+    append(&log, &full).unwrap();
+    parts.push(full);
+    let errno = libc::ENOSPC;
+    disk.fail(
+        steps::APPEND,
+        1,
+        Failure::Torn {
+            written_len: 50,
+            errno,
+        },
+    );
+    disk.fail(steps::APPEND_CUT, 1, Failure::Errno(libc::EIO));
+    assert!(append(&log, &part_after(log.end_pos(), 1, 9)).is_err());
+    log.sync().unwrap();
+    parts.extend(fill(&log, 1));
+    assert_eq!(names(&dir.path().join("log")).len(), 2);
+    drop(log);
+    check(&reopen(dir.path()), &parts);
+}
+
+/// The process dies of SIGKILL in the middle of its work, at each of these steps.
+#[test]
+fn a_killed_process_loses_nothing_that_was_appended() {
+    const NAME: &str = "db::log::tests::basics::a_killed_process_loses_nothing_that_was_appended";
+    if let Some(dir) = std::env::var_os("LITEFS_TEST_LOG") {
+        let (log, _) = open(Path::new(&dir));
+        for i in 0..40 {
+            fill_synced(&log, 1);
+            println!("appended {}", log.end_pos().txid.0);
+            if i % 8 == 7 {
+                maintain(&log);
+            }
+        }
+        return;
+    }
+    for step in [
+        steps::APPEND,
+        steps::ROTATE_WRITE,
+        steps::SEAL_RENAME,
+        steps::SEAL_REMOVE,
+    ] {
+        let dir = tempdir();
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env("LITEFS_TEST_LOG", dir.path())
+            .env("LITEFS_CRASH_AT", format!("{step}:3"))
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{step}");
+        let told = String::from_utf8(output.stdout).unwrap();
+        let last = told
+            .lines()
+            .filter_map(|line| line.strip_prefix("appended "))
+            .next_back();
+        let end = last.unwrap().parse().unwrap();
+        let (log, opened) = open(dir.path());
+        let is_normal =
+            |f: &Finding| matches!(f, Finding::TornTail { .. } | Finding::Leftover { .. });
+        assert!(
+            opened.findings.iter().all(is_normal),
+            "{:?}",
+            opened.findings
+        );
+        assert_eq!((log.base(), log.end_pos().txid), (Txid::ZERO, Txid(end)));
+        assert_eq!(follow(&log, Txid::ZERO).unwrap().len() as u64, end);
+    }
+}
