@@ -467,3 +467,229 @@ fn be_u64(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
     n.copy_from_slice(&bytes[at..at + 8]);
     u64::from_be_bytes(n)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{FailingDisk, Failure, RealDisk};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    fn size(n: u32) -> PageSize {
+        PageSize::new(n).unwrap()
+    }
+
+    fn pgno(n: u32) -> Pgno {
+        Pgno::new(n).unwrap()
+    }
+
+    fn table(sums: &[u64]) -> PageChecksums {
+        let mut table = PageChecksums::new(size(4096));
+        for (i, sum) in sums.iter().enumerate() {
+            table.set(pgno_at(i).unwrap(), Checksum::new(*sum));
+        }
+        table
+    }
+
+    fn at(table: &PageChecksums, txid: u64) -> Pos {
+        Pos {
+            txid: Txid(txid),
+            post_apply_checksum: table.total(),
+        }
+    }
+
+    fn persist(disk: &dyn Disk, dir: &Path, table: &PageChecksums, txid: u64) -> Result<(), Error> {
+        table.persist(disk, dir, at(table, txid), &txid.to_be_bytes(), true)
+    }
+
+    #[test]
+    fn the_lock_page_never_counts() {
+        let mut table = PageChecksums::new(size(65536));
+        let lock = size(65536).lock_pgno();
+        table.set(lock, Checksum::new(7));
+        assert_eq!((table.get(lock), table.total()), (None, Checksum::EMPTY));
+        assert_eq!(table.page_count(), lock.get());
+        let mut other = table.clone();
+        for n in 1..lock.get() {
+            table.set(pgno(n), Checksum::new(n.into()));
+        }
+        assert_eq!(table.first_unknown(), None);
+        other.truncate(lock.get() - 1);
+        assert_eq!(other.first_difference(&table), Some(Pgno::ONE));
+        assert!(table.differing_pages(&table).next().is_none());
+    }
+
+    #[test]
+    fn differing_pages_are_those_changed_unknown_or_alone() {
+        let (a, mut b) = (table(&[1, 2, 3, 4]), table(&[1, 9, 3]));
+        fn differing(a: &PageChecksums, b: &PageChecksums) -> Vec<u32> {
+            a.differing_pages(b).map(Pgno::get).collect()
+        }
+        assert_eq!(differing(&a, &b), [2, 4]);
+        assert_eq!(differing(&b, &a), [2, 4]);
+        b.truncate(2);
+        b.truncate(5);
+        assert_eq!(b.first_unknown(), Some(pgno(3)));
+        assert_eq!(differing(&b, &a), [2, 3, 4, 5]);
+        assert_eq!(differing(&b, &b), [3, 4, 5]);
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_map(ops in proptest::collection::vec((0..3u8, 1..40u32, any::<u64>()), 0..60)) {
+            let mut table = PageChecksums::new(size(512));
+            let (mut model, mut page_count) = (BTreeMap::new(), 0);
+            for (op, n, sum) in ops {
+                if op == 0 {
+                    table.truncate(n);
+                    page_count = n;
+                    model.retain(|pgno, _| *pgno <= n);
+                } else {
+                    table.set(pgno(n), Checksum::new(sum));
+                    page_count = page_count.max(n);
+                    model.insert(n, Checksum::new(sum));
+                }
+                let total = model.values().fold(Checksum::EMPTY, |a, b| a ^ *b);
+                prop_assert_eq!((table.total(), table.page_count()), (total, page_count));
+            }
+            for n in 1..50 {
+                prop_assert_eq!(table.get(pgno(n)), model.get(&n).copied());
+            }
+            let dir = tempfile::tempdir().unwrap();
+            persist(&RealDisk, dir.path(), &table, 3).unwrap();
+            let loaded = PageChecksums::load(&RealDisk, dir.path()).unwrap();
+            prop_assert_eq!(&loaded.checksums, &table);
+            prop_assert_eq!((loaded.at, loaded.extra), (at(&table, 3), 3u64.to_be_bytes().to_vec()));
+        }
+    }
+
+    #[test]
+    fn load_gives_the_newest_that_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = || PageChecksums::load(&RealDisk, dir.path());
+        assert_eq!(load(), Err(Unusable::Missing));
+        // Growing and shrinking, so that each file is once overwritten by a shorter one.
+        for (txid, count) in [(1, 5), (2, 9), (3, 2), (4, 1), (5, 7)] {
+            let sums: Vec<u64> = (0..count).map(|n| n * txid).collect();
+            persist(&RealDisk, dir.path(), &table(&sums), txid).unwrap();
+            let loaded = load().unwrap();
+            assert_eq!(
+                (loaded.at.txid, loaded.checksums),
+                (Txid(txid), table(&sums))
+            );
+        }
+        // The fifth went to the first file.
+        let newest = dir.path().join(FILES[0]);
+        let bytes = fs::read(&newest).unwrap();
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&newest, &bad).unwrap();
+            assert_eq!(load().unwrap().at.txid, Txid(4), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            fs::write(&newest, &bytes[..len]).unwrap();
+            assert_eq!(load().unwrap().at.txid, Txid(4), "{len} bytes");
+        }
+        fs::remove_file(dir.path().join(FILES[1])).unwrap();
+        assert_eq!(load(), Err(Unusable::CutShort));
+    }
+
+    #[test]
+    fn an_interrupted_persist_leaves_the_table_before() {
+        let (a, b) = (table(&[1, 2, 3]), table(&[4; 100]));
+        for step in [steps::MKDIR, steps::OPEN, steps::WRITE, steps::SYNC] {
+            for failure in [
+                Failure::Errno(libc::EIO),
+                Failure::Crash,
+                Failure::Torn {
+                    written_len: 300,
+                    errno: libc::ENOSPC,
+                },
+            ] {
+                let dir = tempfile::tempdir().unwrap();
+                let disk = FailingDisk::new();
+                for txid in 1..4 {
+                    persist(&disk, dir.path(), &a, txid).unwrap();
+                }
+                disk.fail(step, 1, failure);
+                assert!(persist(&disk, dir.path(), &b, 4).is_err(), "{step}");
+                disk.heal();
+                let loaded = PageChecksums::load(&disk, dir.path()).unwrap();
+                let is_new = loaded.at.txid == Txid(4) && step == steps::SYNC;
+                assert!(is_new || loaded.at == at(&a, 3), "{step}");
+                persist(&disk, dir.path(), &b, 5).unwrap();
+                let loaded = PageChecksums::load(&disk, dir.path()).unwrap();
+                assert_eq!((loaded.at, loaded.checksums), (at(&b, 5), b.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_of_another_position_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let result = table(&[1]).persist(&RealDisk, dir.path(), Pos::ZERO, b"", false);
+        assert!(matches!(result, Err(Error::NotAtPos { .. })));
+        assert!(PageChecksums::load(&RealDisk, dir.path()).is_err());
+    }
+
+    #[test]
+    fn scan_is_the_same_with_any_number_of_threads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let page_size = size(512);
+        let bytes: Vec<u8> = (0..5000u32 * 128).flat_map(u32::to_be_bytes).collect();
+        fs::write(&path, &bytes).unwrap();
+        let file = File::open(&path).unwrap();
+        let mut expected = PageChecksums::new(page_size);
+        for (i, page) in bytes.chunks(512).enumerate() {
+            let pgno = pgno_at(i).unwrap();
+            expected.set(pgno, page_checksum(pgno, page));
+        }
+        for threads in [0, 1, 2, 7] {
+            let scanned = PageChecksums::scan(&file, page_size, 5000, threads).unwrap();
+            assert_eq!(scanned, expected);
+        }
+        let empty = PageChecksums::scan(&file, page_size, 0, 2).unwrap();
+        assert_eq!(empty, PageChecksums::new(page_size));
+        let error = PageChecksums::scan(&file, page_size, 5001, 2).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// Not a test of anything: prints what the table of 1 GiB costs.
+    #[test]
+    #[ignore = "measures"]
+    fn cost_of_a_gibibyte() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let page = vec![0x5a; 1 << 20];
+        let file = RealDisk.open("t", &path, OpenMode::Create).unwrap();
+        for i in 0..1024 {
+            RealDisk.write_all_at("t", &file, &page, i << 20).unwrap();
+        }
+        let time = |what: &str, run: &mut dyn FnMut()| {
+            let start = std::time::Instant::now();
+            run();
+            println!("{what}: {:?}", start.elapsed());
+        };
+        let mut table = PageChecksums::new(size(4096));
+        for threads in [1, 2] {
+            time(&format!("scan, {threads} threads"), &mut || {
+                table = PageChecksums::scan(&file, size(4096), 262_144, threads).unwrap();
+            });
+        }
+        for durable in [false, false, false, true] {
+            time(&format!("persist, durable: {durable}"), &mut || {
+                let pos = at(&table, 1);
+                table
+                    .persist(&RealDisk, dir.path(), pos, b"", durable)
+                    .unwrap();
+            });
+        }
+        time("load", &mut || {
+            drop(PageChecksums::load(&RealDisk, dir.path()).unwrap())
+        });
+        time("clone", &mut || drop(table.clone()));
+    }
+}

@@ -345,7 +345,7 @@ impl State {
         }
     }
 
-    fn total_bytes(&self) -> u64 {
+    pub(super) fn total_bytes(&self) -> u64 {
         let sealed: u64 = self.sealed.iter().map(|s| s.len).sum();
         let segments: u64 = self.segments.iter().map(|s| s.len).sum();
         sealed + segments

@@ -223,12 +223,22 @@ impl Sealed {
 /// Where the files are.
 #[derive(Debug, Clone)]
 struct Paths {
+    root: PathBuf,
     segments: PathBuf,
     sealed: PathBuf,
     quarantine: PathBuf,
 }
 
 impl Paths {
+    fn new(root: &Path) -> Paths {
+        Paths {
+            root: root.to_owned(),
+            segments: root.join("log"),
+            sealed: root.join("ltx"),
+            quarantine: root.join("quarantine"),
+        }
+    }
+
     fn segment(&self, first: Txid) -> PathBuf {
         self.segments.join(Segment::name(first))
     }
@@ -256,11 +266,7 @@ impl Log {
         dir: &Path,
         options: LogOptions,
     ) -> Result<(Log, Opened), Error> {
-        let paths = Paths {
-            segments: dir.join("log"),
-            sealed: dir.join("ltx"),
-            quarantine: dir.join("quarantine"),
-        };
+        let paths = Paths::new(dir);
         let (state, findings) = open::recover(&*disk, &paths, &options)?;
         let opened = Opened {
             end: state.end,
@@ -307,6 +313,12 @@ impl Log {
     pub fn append(&self, meta: &RecordMeta, ltx: &[u8]) -> Result<(), Error> {
         let mut writer = self.writer.lock();
         let active = self.state.lock().admit(meta, ltx.len())?;
+        if writer.must_cut
+            && let Some(active) = &active
+        {
+            self.cut(active)?; // before a new segment could begin: INV-LOG-3
+            writer.must_cut = false;
+        }
         let header = record::encode_header(meta, Kind::Transactions, ltx);
         match active {
             Some(active) if !self.must_rotate(&active)? => {
@@ -379,16 +391,11 @@ impl Log {
             return Err(Error::invalid(meta, 0));
         }
         let segment = self.decide_restart(meta, kind)?;
-        open::finish_restart(&*self.disk, &self.paths, segment.first, older)
-            .inspect_err(|e| self.break_at(e))?;
+        let first = segment.first;
         *writer = Writer::default();
-        let mut state = self.state.lock();
-        *state = State::default();
-        state.add_segment(segment);
-        state.durable = state.appended;
-        state.durable_txid = meta.max_txid;
-        state.dir_is_dirty = false;
-        Ok(())
+        self.state.lock().become_base(segment); // readers let go of the old files first
+        open::finish_restart(&*self.disk, &self.paths, first, older)
+            .inspect_err(|e| self.break_at(e))
     }
 
     /// Writes the first segment of the new log under a name that decides the restart.
@@ -458,16 +465,14 @@ impl Log {
         header: &[u8],
         ltx: &[u8],
     ) -> Result<u64, Error> {
-        if writer.must_cut {
-            self.cut(active)?;
-            writer.must_cut = false;
-        }
         let mut parts = [IoSlice::new(header), IoSlice::new(ltx)];
         let written = self
             .disk
             .write_parts_at(steps::APPEND, &active.file, &mut parts, active.len);
         if let Err(error) = written {
             writer.must_cut = self.cut(active).is_err();
+            // Some of it may have reached the disk: the cut needs a sync like a record does.
+            self.state.lock().appended += 1;
             let path = self.paths.segment(active.first);
             return Err(Error::io(steps::APPEND, &path, error));
         }
@@ -632,6 +637,15 @@ impl State {
         self.segments.push_back(segment);
     }
 
+    /// Forgets everything for a segment that is durable and has only a base.
+    fn become_base(&mut self, segment: Segment) {
+        *self = State::default();
+        self.add_segment(segment);
+        self.durable = self.appended;
+        self.durable_txid = self.end_pos().txid;
+        self.dir_is_dirty = false;
+    }
+
     /// Keeps a record in memory and lets the oldest go; without it there is nothing to keep.
     fn push_tail(&mut self, record: Option<Record>, max_bytes: usize) {
         let Some(record) = record else {
@@ -684,6 +698,7 @@ fn quarantine(disk: &dyn Disk, paths: &Paths, path: &Path) -> Result<PathBuf, Er
 fn quarantine_path(disk: &dyn Disk, paths: &Paths, name: &OsString) -> Result<PathBuf, Error> {
     let dir = &paths.quarantine;
     disk.create_dir_all(steps::OPEN_MKDIR, dir)
+        .and_then(|()| disk.sync_dir(steps::OPEN_SYNC, &paths.root))
         .map_err(|e| Error::io(steps::OPEN_MKDIR, dir, e))?;
     let taken = disk
         .list_dir(steps::OPEN_LIST, dir)

@@ -76,6 +76,9 @@ pub(super) fn recover(
     recovery.settle_restart()?;
     let mut found = recovery.scan_segments()?;
     let mut sealed = recovery.list_sealed()?;
+    if found.is_empty() {
+        recovery.sync_root()?; // before the first sync promises anything
+    }
     recovery.settle_tail(&mut found)?;
     recovery.settle_overlaps(&mut found, &mut sealed)?;
     let state = recovery.connect(found, sealed)?;
@@ -179,10 +182,26 @@ impl Recovery<'_> {
         })
     }
 
+    /// Makes the directories of a new log durable; those above belong to the caller.
+    fn sync_root(&self) -> Result<(), Error> {
+        let root = &self.paths.root;
+        let parent = root.parent().filter(|dir| !dir.as_os_str().is_empty());
+        for dir in [Some(root.as_path()), parent].into_iter().flatten() {
+            self.disk
+                .sync_dir(steps::OPEN_SYNC, dir)
+                .map_err(|e| Error::io(steps::OPEN_SYNC, dir, e))?;
+        }
+        Ok(())
+    }
+
     fn scan_segments(&self) -> Result<Vec<Found>, Error> {
         let mut found = Vec::new();
         for (stem, path) in list(self.disk, &self.paths.segments, "seg")? {
-            let Ok(first) = stem.parse::<Txid>() else {
+            let Some(first) = stem
+                .parse()
+                .ok()
+                .filter(|txid: &Txid| txid.to_string() == stem)
+            else {
                 continue; // not ours
             };
             let file = self.open(&path, OpenMode::Write)?;
@@ -204,23 +223,15 @@ impl Recovery<'_> {
         }
         let mut sealed = Vec::new();
         for (stem, path) in list(self.disk, &self.paths.sealed, "ltx")? {
-            let range = stem.split_once('-');
-            let Some((Ok(min_txid), Ok(max_txid))) =
-                range.map(|(min, max)| (min.parse::<Txid>(), max.parse::<Txid>()))
-            else {
+            let Some(mut file) = Sealed::of_name(&stem) else {
                 continue; // not ours
             };
-            let file = self.open(&path, OpenMode::Read)?;
-            let len = self
+            let handle = self.open(&path, OpenMode::Read)?;
+            file.len = self
                 .disk
-                .len(steps::OPEN_SCAN, &file)
+                .len(steps::OPEN_SCAN, &handle)
                 .map_err(|e| Error::io(steps::OPEN_SCAN, &path, e))?;
-            sealed.push(Sealed {
-                min_txid,
-                max_txid,
-                len,
-                timestamp_ms: None,
-            });
+            sealed.push(file);
         }
         Ok(sealed)
     }
@@ -475,6 +486,17 @@ impl Recovery<'_> {
 }
 
 impl Sealed {
+    fn of_name(stem: &str) -> Option<Sealed> {
+        let (min, max) = stem.split_once('-')?;
+        let file = Sealed {
+            min_txid: min.parse().ok()?,
+            max_txid: max.parse().ok()?,
+            len: 0,
+            timestamp_ms: None,
+        };
+        (file.name() == format!("{stem}.ltx")).then_some(file)
+    }
+
     /// Checks that the bytes of a sealed file are good, and what its name says.
     pub(super) fn verify(
         &self,

@@ -129,7 +129,7 @@ impl Log {
     /// Moves the base past a damaged record, so that nobody meets it again.
     fn condemn(&self, max_txid: Txid, path: &Path, offset: u64, fault: Fault) -> Error {
         let mut state = self.state.lock();
-        state.floor = state.floor.max(max_txid);
+        state.floor = state.floor.max(max_txid.min(state.end_pos().txid)); // INV-LOG-2
         Error::Corrupt {
             path: path.to_owned(),
             offset,
