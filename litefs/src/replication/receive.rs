@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -160,6 +161,7 @@ pub struct Receiver {
     dial: Arc<dyn Dial>,
     config: ReceiveConfig,
     instance: u64,
+    connections: AtomicU64,
     lanes: Mutex<HashMap<DbName, Arc<Lane>>>,
     workers: Mutex<Workers>,
 }
@@ -186,6 +188,7 @@ impl Receiver {
             dial,
             config,
             instance: rand::random(),
+            connections: AtomicU64::new(0),
             lanes: Mutex::default(),
             workers: Mutex::default(),
         })
@@ -233,6 +236,7 @@ impl Receiver {
     /// # Errors
     /// Always, as a stream has no end of its own.
     pub async fn follow(self: &Arc<Self>, target: &str) -> Result<(), ReceiveError> {
+        let no = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let Conn { read, mut write } = self.dial.dial(target).await?;
         let mut reader = FrameReader::new(read, self.config.silence);
         self.say_hello(&mut write).await?;
@@ -246,7 +250,7 @@ impl Receiver {
         self.sink.connected(&primary);
         let _disconnect = OnDrop(|| self.sink.disconnected());
         let durable = self.sink.durable_changes();
-        let conn = ConnShared::new(durable.is_some());
+        let conn = ConnShared::new(no, durable.is_some());
         self.lanes
             .lock()
             .retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_idle());
@@ -491,13 +495,14 @@ impl Inbound {
         cost: u64,
         what: What,
     ) -> Result<(), ReceiveError> {
-        let lane = Arc::clone(&self.stream(stream)?.lane);
+        let slot = self.stream(stream)?;
         let item = Item {
             generation,
             cost,
             what,
         };
-        if lane.push(item) {
+        if slot.lane.push(&slot.link, item) {
+            let lane = Arc::clone(&slot.lane);
             self.receiver.schedule(lane);
         }
         Ok(())

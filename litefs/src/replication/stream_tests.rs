@@ -626,9 +626,15 @@ async fn cut_everywhere(cuts_replies: bool) {
             length = limit;
             break;
         }
-        let _second = follow_with(receiver, &primary.url());
-        converged(&primary, &sink, "copied").await;
-        converged(&primary, &sink, "logged").await;
+        let mut second = follow_with(receiver, &primary.url());
+        let both = async {
+            converged(&primary, &sink, "copied").await;
+            converged(&primary, &sink, "logged").await;
+        };
+        tokio::select! {
+            () = both => {}
+            ended = &mut second.0 => panic!("cut after {limit}: {}", ended.unwrap()),
+        }
         let starts = sink.snapshots();
         resumed += usize::from(starts.iter().any(|s| s.next > Pgno::ONE));
     }
