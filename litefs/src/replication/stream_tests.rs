@@ -225,13 +225,15 @@ async fn a_range_that_overlaps_the_position_is_taken() {
     let primary = Primary::start().await;
     let sink = FakeSink::new(2);
     primary.source.commit("a", &[(1, 1)]);
-    let following = follow(&sink, &primary.url());
+    // One process: another with the same node id would be refused until the primary sees the first one gone.
+    let receiver = receiver(&sink);
+    let following = follow_with(Arc::clone(&receiver), &primary.url());
     converged(&primary, &sink, "a").await;
     drop(following);
     primary.source.commit("a", &[(2, 2)]);
     primary.source.commit("a", &[(1, 3)]);
     primary.source.compact("a");
-    let _following = follow(&sink, &primary.url());
+    let _following = follow_with(receiver, &primary.url());
     converged(&primary, &sink, "a").await;
     assert!(sink.snapshots().is_empty());
 }
