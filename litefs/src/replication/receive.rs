@@ -79,6 +79,8 @@ pub struct ReceiveConfig {
     pub hostname: String,
     /// A primary not heard for this long is gone.
     pub silence: Duration,
+    /// How often the primary gets a sign of life.
+    pub alive: Duration,
     /// A connection that takes no byte for this long is dead.
     pub write_stall: Duration,
     /// First pause before connecting again; grows to ten times that.
@@ -92,6 +94,7 @@ impl Default for ReceiveConfig {
         ReceiveConfig {
             hostname: String::new(),
             silence: Duration::from_secs(5),
+            alive: Duration::from_secs(1),
             write_stall: Duration::from_secs(5),
             reconnect_delay: Duration::from_secs(1),
             max_workers: 64,
@@ -264,7 +267,7 @@ impl Receiver {
         let by_name = Arc::clone(&inbound.by_name);
         let ended = tokio::select! {
             result = inbound.run(&mut reader) => result,
-            result = write_answers(&conn, &mut write, self.config.write_stall) => result,
+            result = write_answers(&conn, &mut write, &self.config) => result,
             () = ack_durable(&*self.sink, durable, &by_name) => Ok(()),
             () = conn.broken.cancelled() => Ok(()),
         };
@@ -447,8 +450,6 @@ impl Inbound {
         let mut progress = self.conn.progress.lock();
         let is_reached = is_caught_up && progress.mark(now_ms, nak_count);
         self.receiver.sink.heartbeat(now_ms, is_reached);
-        drop(progress);
-        self.conn.send(0, Message::Alive);
     }
 
     fn open(&mut self, stream: u16, db: &DbName) -> Result<(), ReceiveError> {
@@ -612,15 +613,20 @@ impl Inbound {
     }
 }
 
-/// The writing half: sends what lanes have to say, at once.
+/// The writing half: sends what lanes have to say, at once, and a sign of life by its own clock. An answer to heartbeats
+/// would not do: on a slow link those wait behind data for longer than the primary waits for us.
 async fn write_answers(
     conn: &ConnShared,
     write: &mut (impl tokio::io::AsyncWrite + Unpin),
-    stall: Duration,
+    config: &ReceiveConfig,
 ) -> Result<(), ReceiveError> {
+    let stall = config.write_stall;
     let mut wire = WireBuf::default();
     loop {
-        conn.outbox.arrived.notified().await;
+        let arrived = conn.outbox.arrived.notified();
+        if tokio::time::timeout(config.alive, arrived).await.is_err() {
+            Message::Alive.encode(0, &mut wire);
+        }
         for (stream, message) in conn.outbox.take() {
             match message {
                 Message::Checksums(sums) => {
