@@ -53,7 +53,7 @@ pub enum Kind {
     Checksums = 7,
     /// A database cannot go on here for now.
     Stalled = 8,
-    /// Answer to `Heartbeat`.
+    /// A sign of life.
     Alive = 9,
     /// Primary accepts.
     Welcome = 32,

@@ -382,20 +382,26 @@ impl Lane {
     }
 
     /// Binds the lane to a new connection. What the old one left is dropped: it will be sent again.
+    /// A connection that is already replaced, and does not know it yet, binds nothing.
     pub(super) fn attach(&self, link: Arc<Link>) {
         let mut queue = self.queue.lock();
+        let bound = queue.link.as_ref().map_or(0, |bound| bound.conn.no);
+        if bound > link.conn.no {
+            return;
+        }
         queue.items.clear();
         queue.seqs.clear();
         queue.link = Some(link);
     }
 
-    /// Queues an item; true if the lane has to be given to a worker.
-    pub(super) fn push(&self, item: Item) -> bool {
+    /// Queues an item; true if the lane has to be given to a worker. A connection that was replaced is not heard.
+    pub(super) fn push(&self, link: &Arc<Link>, item: Item) -> bool {
         let mut queue = self.queue.lock();
-        if let Some(link) = &queue.link {
-            let seq = link.conn.progress.lock().begin();
-            queue.seqs.push_back(seq);
+        if !queue.link.as_ref().is_some_and(|l| Arc::ptr_eq(l, link)) {
+            return false;
         }
+        let seq = link.conn.progress.lock().begin();
+        queue.seqs.push_back(seq);
         queue.items.push_back(item);
         !std::mem::replace(&mut queue.is_scheduled, true)
     }
@@ -640,6 +646,8 @@ fn retry_delay(failures: u32) -> Duration {
 
 /// What the lanes of one connection share.
 pub(super) struct ConnShared {
+    /// Counts connections of this receiver, from 1.
+    no: u64,
     pub(super) outbox: Outbox,
     pub(super) progress: Mutex<Progress>,
     pub(super) has_durable_changes: bool,
@@ -650,8 +658,9 @@ pub(super) struct ConnShared {
 }
 
 impl ConnShared {
-    pub(super) fn new(has_durable_changes: bool) -> Arc<ConnShared> {
+    pub(super) fn new(no: u64, has_durable_changes: bool) -> Arc<ConnShared> {
         Arc::new(ConnShared {
+            no,
             outbox: Outbox::default(),
             progress: Mutex::default(),
             has_durable_changes,

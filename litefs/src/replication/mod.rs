@@ -406,7 +406,8 @@ pub trait SnapshotWriter: Send {
     /// As [`SnapshotWriter::pages`].
     fn records(&mut self, records: Vec<Record>) -> Result<(), SinkError>;
     /// Puts the copy in place, records applied, and checks the checksum: the copy is consistent as of
-    /// `end` or, if the last record goes further, its end.
+    /// `end` or, if the last record goes further, its end. Refuses, as [`Sink::apply`] does, if a higher epoch
+    /// than the one the copy began with was seen meanwhile.
     ///
     /// # Errors
     /// As [`SnapshotWriter::pages`].

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -78,6 +79,8 @@ pub struct ReceiveConfig {
     pub hostname: String,
     /// A primary not heard for this long is gone.
     pub silence: Duration,
+    /// How often the primary gets a sign of life.
+    pub alive: Duration,
     /// A connection that takes no byte for this long is dead.
     pub write_stall: Duration,
     /// First pause before connecting again; grows to ten times that.
@@ -91,6 +94,7 @@ impl Default for ReceiveConfig {
         ReceiveConfig {
             hostname: String::new(),
             silence: Duration::from_secs(5),
+            alive: Duration::from_secs(1),
             write_stall: Duration::from_secs(5),
             reconnect_delay: Duration::from_secs(1),
             max_workers: 64,
@@ -160,6 +164,7 @@ pub struct Receiver {
     dial: Arc<dyn Dial>,
     config: ReceiveConfig,
     instance: u64,
+    connections: AtomicU64,
     lanes: Mutex<HashMap<DbName, Arc<Lane>>>,
     workers: Mutex<Workers>,
 }
@@ -186,6 +191,7 @@ impl Receiver {
             dial,
             config,
             instance: rand::random(),
+            connections: AtomicU64::new(0),
             lanes: Mutex::default(),
             workers: Mutex::default(),
         })
@@ -233,6 +239,7 @@ impl Receiver {
     /// # Errors
     /// Always, as a stream has no end of its own.
     pub async fn follow(self: &Arc<Self>, target: &str) -> Result<(), ReceiveError> {
+        let no = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let Conn { read, mut write } = self.dial.dial(target).await?;
         let mut reader = FrameReader::new(read, self.config.silence);
         self.say_hello(&mut write).await?;
@@ -246,7 +253,7 @@ impl Receiver {
         self.sink.connected(&primary);
         let _disconnect = OnDrop(|| self.sink.disconnected());
         let durable = self.sink.durable_changes();
-        let conn = ConnShared::new(durable.is_some());
+        let conn = ConnShared::new(no, durable.is_some());
         self.lanes
             .lock()
             .retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_idle());
@@ -260,7 +267,7 @@ impl Receiver {
         let by_name = Arc::clone(&inbound.by_name);
         let ended = tokio::select! {
             result = inbound.run(&mut reader) => result,
-            result = write_answers(&conn, &mut write, self.config.write_stall) => result,
+            result = write_answers(&conn, &mut write, &self.config) => result,
             () = ack_durable(&*self.sink, durable, &by_name) => Ok(()),
             () = conn.broken.cancelled() => Ok(()),
         };
@@ -443,8 +450,6 @@ impl Inbound {
         let mut progress = self.conn.progress.lock();
         let is_reached = is_caught_up && progress.mark(now_ms, nak_count);
         self.receiver.sink.heartbeat(now_ms, is_reached);
-        drop(progress);
-        self.conn.send(0, Message::Alive);
     }
 
     fn open(&mut self, stream: u16, db: &DbName) -> Result<(), ReceiveError> {
@@ -491,13 +496,14 @@ impl Inbound {
         cost: u64,
         what: What,
     ) -> Result<(), ReceiveError> {
-        let lane = Arc::clone(&self.stream(stream)?.lane);
+        let slot = self.stream(stream)?;
         let item = Item {
             generation,
             cost,
             what,
         };
-        if lane.push(item) {
+        if slot.lane.push(&slot.link, item) {
+            let lane = Arc::clone(&slot.lane);
             self.receiver.schedule(lane);
         }
         Ok(())
@@ -607,15 +613,20 @@ impl Inbound {
     }
 }
 
-/// The writing half: sends what lanes have to say, at once.
+/// The writing half: sends what lanes have to say, at once, and a sign of life by its own clock. An answer to heartbeats
+/// would not do: on a slow link those wait behind data for longer than the primary waits for us.
 async fn write_answers(
     conn: &ConnShared,
     write: &mut (impl tokio::io::AsyncWrite + Unpin),
-    stall: Duration,
+    config: &ReceiveConfig,
 ) -> Result<(), ReceiveError> {
+    let stall = config.write_stall;
     let mut wire = WireBuf::default();
     loop {
-        conn.outbox.arrived.notified().await;
+        let arrived = conn.outbox.arrived.notified();
+        if tokio::time::timeout(config.alive, arrived).await.is_err() {
+            Message::Alive.encode(0, &mut wire);
+        }
         for (stream, message) in conn.outbox.take() {
             match message {
                 Message::Checksums(sums) => {

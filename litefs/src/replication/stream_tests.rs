@@ -12,6 +12,8 @@ use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
 use super::fake::*;
+use super::frame::WireBuf;
+use super::message::{Hello, Message, Welcome};
 use super::receive::{ReceiveConfig, ReceiveError, Receiver};
 use super::replicas::Replicas;
 use super::send::{SendConfig, Sender};
@@ -225,13 +227,15 @@ async fn a_range_that_overlaps_the_position_is_taken() {
     let primary = Primary::start().await;
     let sink = FakeSink::new(2);
     primary.source.commit("a", &[(1, 1)]);
-    let following = follow(&sink, &primary.url());
+    // One process: another with the same node id would be refused until the primary sees the first one gone.
+    let receiver = receiver(&sink);
+    let following = follow_with(Arc::clone(&receiver), &primary.url());
     converged(&primary, &sink, "a").await;
     drop(following);
     primary.source.commit("a", &[(2, 2)]);
     primary.source.commit("a", &[(1, 3)]);
     primary.source.compact("a");
-    let _following = follow(&sink, &primary.url());
+    let _following = follow_with(receiver, &primary.url());
     converged(&primary, &sink, "a").await;
     assert!(sink.snapshots().is_empty());
 }
@@ -496,18 +500,28 @@ async fn a_replica_that_saw_a_higher_epoch_leaves() {
     assert_eq!(sink.pages("a"), None);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_silent_primary_is_left() {
+/// Upgrades one connection, says what it is told to, and then nothing.
+async fn raw_primary(says: Vec<Message>) -> (String, JoinHandle<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let silent = tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let (mut tcp, _) = listener.accept().await.unwrap();
         let mut request = [0; 4096];
         let _ = tcp.read(&mut request).await.unwrap();
-        let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: litefs-stream/1\r\n\r\n";
-        tcp.write_all(answer).await.unwrap();
+        let answer = "HTTP/1.1 101 Switching Protocols\r\n\
+                      connection: upgrade\r\nupgrade: litefs-stream/1\r\n\r\n";
+        tcp.write_all(answer.as_bytes()).await.unwrap();
+        let mut wire = WireBuf::default();
+        says.iter().for_each(|m| m.encode(0, &mut wire));
+        tcp.write_all_buf(&mut wire).await.unwrap();
         tcp
     });
+    (url, task)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_primary_is_left() {
+    let (url, _held) = raw_primary(vec![]).await;
     let config = ReceiveConfig {
         silence: Duration::from_millis(50),
         ..ReceiveConfig::default()
@@ -515,11 +529,109 @@ async fn a_silent_primary_is_left() {
     let sink = Arc::new(SinkPort(FakeSink::new(2)));
     let receiver = Receiver::new(sink, Arc::new(HttpDial::default()), config);
     let ended = soon(receiver.follow(&url)).await.unwrap_err();
-    assert!(
-        super::send::chain(&ended).contains("nothing received"),
-        "{ended}"
-    );
-    drop(silent);
+    let why = super::send::chain(&ended);
+    assert!(why.contains("nothing received"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_checks_the_primary_too() {
+    let welcome = |cluster: &str, node_id, epoch| {
+        Message::Welcome(Welcome {
+            cluster_id: cluster.to_owned(),
+            node_id,
+            hostname: "ams".to_owned(),
+            epoch,
+        })
+    };
+    let open = || Message::Open { db: name("a") };
+    for (says, want) in [
+        (
+            vec![welcome("B", 1, 5)],
+            "belongs to cluster B, this node to A",
+        ),
+        (vec![welcome("A", 2, 5)], "this node's own id"),
+        (
+            vec![welcome("A", 1, 4)],
+            "stale epoch 4: already followed 5",
+        ),
+        (
+            vec![Message::Alive],
+            "unexpected Alive frame: Welcome is missing",
+        ),
+        (
+            vec![welcome("A", 1, 5), Message::Alive],
+            "stream id 0 is not open",
+        ),
+        (vec![welcome("A", 1, 5), open()], "a: stream id 0 after 0"),
+    ] {
+        let (url, _held) = raw_primary(says).await;
+        let sink = FakeSink::new(2);
+        *sink.cluster.lock() = Some("A".to_owned());
+        sink.epoch.store(5, Ordering::SeqCst);
+        let ended = soon(receiver(&sink).follow(&url)).await.unwrap_err();
+        let why = super::send::chain(&ended);
+        assert!(why.contains(want), "{why}");
+        assert!(sink.primary().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_takes_no_bytes_is_left() {
+    let primary = Primary::with(SendConfig {
+        silence: Duration::from_secs(3600),
+        write_stall: Duration::from_millis(50),
+        ..SendConfig::default()
+    })
+    .await;
+    let writes: Vec<(u32, u8)> = (1..=20_000).map(|n| (n, 1)).collect();
+    for db in ["a", "b", "c", "d"] {
+        primary.source.commit(db, &writes);
+    }
+    let dial = HttpDial::default();
+    let url = primary.url();
+    let mut conn = super::receive::Dial::dial(&dial, &url).await.unwrap();
+    let hello = Message::Hello(Hello {
+        cluster_id: None,
+        node_id: 2,
+        instance: 1,
+        hostname: "deaf".to_owned(),
+        epoch: 0,
+        position_count: 0,
+        filter_count: 0,
+    });
+    let mut wire = WireBuf::default();
+    hello.encode(0, &mut wire);
+    conn.write.write_all_buf(&mut wire).await.unwrap();
+    soon(async {
+        while primary.replicas.list().is_empty() || primary.replicas.connected_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_connects_again_and_follows_a_change_of_primary() {
+    let (first, second) = (Primary::start().await, Primary::start().await);
+    first.source.commit("a", &[(1, 1)]);
+    let sink = FakeSink::new(2);
+    let (target, targets) = tokio::sync::watch::channel(None);
+    let running = tokio::spawn(receiver(&sink).run(targets));
+    target.send_replace(Some(first.url()));
+    converged(&first, &sink, "a").await;
+    // A new tenure of the same node ends the stream; the next begins by itself.
+    first.source.epoch.store(2, Ordering::SeqCst);
+    first.source.commit("a", &[(1, 2)]);
+    converged(&first, &sink, "a").await;
+    assert_eq!(sink.epoch.load(Ordering::SeqCst), 2);
+    second.source.epoch.store(3, Ordering::SeqCst);
+    second.source.commit("a", &[(1, 9)]);
+    second.source.commit("a", &[(2, 9)]);
+    second.source.commit("a", &[(3, 9)]);
+    target.send_replace(Some(second.url()));
+    converged(&second, &sink, "a").await;
+    drop(target);
+    soon(running).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -626,9 +738,15 @@ async fn cut_everywhere(cuts_replies: bool) {
             length = limit;
             break;
         }
-        let _second = follow_with(receiver, &primary.url());
-        converged(&primary, &sink, "copied").await;
-        converged(&primary, &sink, "logged").await;
+        let mut second = follow_with(receiver, &primary.url());
+        let both = async {
+            converged(&primary, &sink, "copied").await;
+            converged(&primary, &sink, "logged").await;
+        };
+        tokio::select! {
+            () = both => {}
+            ended = &mut second.0 => panic!("cut after {limit}: {}", ended.unwrap()),
+        }
         let starts = sink.snapshots();
         resumed += usize::from(starts.iter().any(|s| s.next > Pgno::ONE));
     }
