@@ -1,3 +1,5 @@
 //! The `litefs` program: dispatches to one file per subcommand.
 
-fn main() {}
+fn main() {
+    std::process::exit(litefs::cmd::main(std::env::args_os()));
+}

@@ -91,6 +91,16 @@ pub fn search_paths(env: &Env) -> Vec<PathBuf> {
     paths.into_iter().flatten().collect()
 }
 
+/// Parses a duration of the command line, written as in the file.
+pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    let duration: duration::GoDuration = text
+        .parse()
+        .map_err(|e: duration::DurationError| e.to_string())?;
+    duration
+        .positive()
+        .ok_or_else(|| "must be more than zero".to_owned())
+}
+
 fn find(searched: &[PathBuf]) -> Result<(PathBuf, String), ConfigError> {
     for path in searched {
         match read(path) {

@@ -1,0 +1,280 @@
+//! A small HTTP/1.1 client for a node's API: one connection per request, bodies streamed.
+
+use crate::config::NodeUrl;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// How long a connection may take to be made.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How much of an error's or an `/info`'s body is read.
+const MAX_SMALL_BODY_LEN: usize = 64 << 10;
+
+/// A request that did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// No connection; is the node running there?
+    #[error("connect to {url}")]
+    Connect {
+        /// The node.
+        url: NodeUrl,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The exchange broke off.
+    #[error("{method} {url}{path}")]
+    Exchange {
+        /// The method.
+        method: Method,
+        /// The node.
+        url: NodeUrl,
+        /// Path and query.
+        path: String,
+        /// How it broke off.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The node refused.
+    #[error("{method} {url}{path}: {status}: {}", body.trim())]
+    Status {
+        /// The method.
+        method: Method,
+        /// The node.
+        url: NodeUrl,
+        /// Path and query.
+        path: String,
+        /// The status.
+        status: StatusCode,
+        /// What the node said.
+        body: String,
+    },
+}
+
+/// Asks one node.
+#[derive(Debug, Clone)]
+pub struct Client {
+    url: NodeUrl,
+}
+
+impl Client {
+    /// A client for the node at `url`; connects with each request.
+    #[must_use]
+    pub const fn new(url: NodeUrl) -> Self {
+        Self { url }
+    }
+
+    /// The node.
+    #[must_use]
+    pub const fn url(&self) -> &NodeUrl {
+        &self.url
+    }
+
+    /// Sends a GET; the body is still to be read.
+    ///
+    /// # Errors
+    /// [`ClientError`]; any status but 2xx is one.
+    pub async fn get(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        self.send(Method::GET, path, Empty::<Bytes>::new()).await
+    }
+
+    /// Sends a POST with `body`, read as it is sent; the body of the answer is still to be read.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn post<B>(&self, path: &str, body: B) -> Result<Response<Incoming>, ClientError>
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
+        self.send(Method::POST, path, body).await
+    }
+
+    /// Sends a GET and reads the answer as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; also an answer that is too large or of another shape.
+    pub async fn get_json<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<T, ClientError> {
+        let body = Limited::new(self.get(path).await?.into_body(), MAX_SMALL_BODY_LEN);
+        let body = body
+            .collect()
+            .await
+            .map_err(|e| self.exchange(Method::GET, path, e))?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|e| self.exchange(Method::GET, path, e))
+    }
+
+    async fn send<B>(
+        &self,
+        method: Method,
+        path: &str,
+        body: B,
+    ) -> Result<Response<Incoming>, ClientError>
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
+        let broken =
+            |error: Box<dyn Error + Send + Sync>| self.exchange(method.clone(), path, error);
+        let request = Request::builder()
+            .method(method.clone())
+            .uri(path)
+            .header(hyper::header::HOST, self.url.authority())
+            .body(body)
+            .map_err(|error| broken(error.into()))?;
+        let io = TokioIo::new(self.connect().await?);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+            .await
+            .map_err(|error| broken(error.into()))?;
+        // Ends with the body of the answer, or when that is dropped.
+        tokio::spawn(connection);
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| broken(error.into()))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refused(method, path, response).await)
+    }
+
+    async fn connect(&self) -> Result<TcpStream, ClientError> {
+        let stream = TcpStream::connect((self.url.host(), self.url.port()));
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, stream)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        stream.map_err(|source| ClientError::Connect {
+            url: self.url.clone(),
+            source,
+        })
+    }
+
+    async fn refused(
+        &self,
+        method: Method,
+        path: &str,
+        response: Response<Incoming>,
+    ) -> ClientError {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_SMALL_BODY_LEN)
+            .collect()
+            .await;
+        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        ClientError::Status {
+            method,
+            url: self.url.clone(),
+            path: path.to_owned(),
+            status,
+            body,
+        }
+    }
+
+    fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> ClientError {
+        let (url, path) = (self.url.clone(), path.to_owned());
+        ClientError::Exchange {
+            method,
+            url,
+            path,
+            source: source.into(),
+        }
+    }
+}
+
+/// A path with one query parameter, percent-encoded.
+#[must_use]
+pub fn path_with_query(path: &str, name: &str, value: &str) -> String {
+    let mut out = format!("{path}?{name}=");
+    for byte in value.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                out.push(char::from(byte));
+            }
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use axum::routing;
+
+    async fn serve(router: Router) -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async { axum::serve(listener, router).await });
+        Client::new(NodeUrl::new("127.0.0.1", port))
+    }
+
+    #[tokio::test]
+    async fn bodies_go_both_ways() {
+        let router = Router::new().route("/echo", routing::post(|body: Bytes| async { body }));
+        let client = serve(router).await;
+        let body = http_body_util::Full::new(Bytes::from_static(b"page 1"));
+        let answer = client.post("/echo", body).await.unwrap();
+        assert_eq!(
+            answer.into_body().collect().await.unwrap().to_bytes(),
+            "page 1"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refusal_shows_status_and_body() {
+        let answer = (StatusCode::NOT_FOUND, "database not found\n");
+        let client =
+            serve(Router::new().route("/export", routing::get(move || async move { answer })))
+                .await;
+        let error = client.get("/export?name=x").await.unwrap_err().to_string();
+        let want = format!(
+            "GET {}/export?name=x: 404 Not Found: database not found",
+            client.url()
+        );
+        assert_eq!(error, want);
+    }
+
+    #[tokio::test]
+    async fn json_of_another_shape_is_an_error() {
+        let client = serve(Router::new().route("/info", routing::get(|| async { "[]x" }))).await;
+        let error = client.get_json::<Vec<u8>>("/info").await.unwrap_err();
+        assert!(matches!(error, ClientError::Exchange { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_not_there_is_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let error = Client::new(NodeUrl::new("127.0.0.1", port))
+            .get("/info")
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("connect to http://127.0.0.1:{port}")
+        );
+    }
+
+    #[test]
+    fn names_are_encoded() {
+        assert_eq!(
+            path_with_query("/export", "name", "a b/é&c.db"),
+            "/export?name=a%20b/%C3%A9%26c.db"
+        );
+    }
+}
