@@ -108,7 +108,6 @@ impl Db {
     }
 
     pub(super) fn encode(&self, buf: Vec<u8>, meta: &RecordMeta, pages: &[(Pgno, &[u8])]) -> Result<Vec<u8>, DbError> {
-        let cursor = meta.wal.unwrap_or_default();
         let header = Header {
             flags: HeaderFlags::TRACKED,
             page_size: meta.page_size,
@@ -119,8 +118,9 @@ impl Db {
             pre_apply_checksum: (meta.min_txid.0 > 1).then_some(meta.pre_apply_checksum),
             wal_offset: 0,
             wal_size: 0,
-            wal_salt1: cursor.salt1,
-            wal_salt2: cursor.salt2,
+            // Where the WAL stands is in the log's own record.
+            wal_salt1: 0,
+            wal_salt2: 0,
             node_id: self.node.node_id,
         };
         let mut encoder = Encoder::new(header, buf).map_err(self.ltx_error())?;

@@ -24,7 +24,7 @@ use super::{DbError, DbPaths};
 use crate::ltx::{PageSize, Pgno};
 use crate::sqlite::locks::{LockRange, OfdLocks, db, shm as shm_lock};
 use crate::sqlite::wal::{
-    ByteOrder, WAL_FRAME_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader, WalSalts, frame_len, frame_offset,
+    ByteOrder, WAL_FRAME_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader, WalSalts, frame_offset,
 };
 use crate::sqlite::wal_index::{READ_MARK_COUNT, READ_MARK_UNUSED, WalIndex, WalIndexHeader};
 

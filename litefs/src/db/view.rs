@@ -5,7 +5,7 @@ use std::fs::File;
 
 use super::capture_wal::read_full;
 use super::{DbError, DbPaths};
-use crate::ltx::{Checksum, PageSize, Pgno, page_checksum};
+use crate::ltx::{PageSize, Pgno, page_checksum};
 use crate::sqlite::header::{self, DB_HEADER_LEN, DbHeader};
 use crate::sqlite::wal::{WAL_HEADER_LEN, WalCursor, WalHeader, WalReader, frame_len, frame_offset};
 

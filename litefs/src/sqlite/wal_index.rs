@@ -262,9 +262,6 @@ pub const fn index_len(mx_frame: u32) -> u64 {
     (block as u64 + 1) * BLOCK_LEN as u64
 }
 
-/// A wal-index over shared memory.
-///
-/// Stateless: what it knows lies in the memory. Which lock must be held is said at each method.
 /// Returns the first block of an index without frames, as SQLite rebuilds it for an empty WAL.
 #[must_use]
 pub fn fresh_block(header: &WalIndexHeader) -> Vec<u8> {
@@ -279,6 +276,9 @@ pub fn fresh_block(header: &WalIndexHeader) -> Vec<u8> {
     block
 }
 
+/// A wal-index over shared memory.
+///
+/// Stateless: what it knows lies in the memory. Which lock must be held is said at each method.
 #[derive(Debug)]
 pub struct WalIndex<S> {
     shm: S,
