@@ -6,7 +6,9 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
-use fuse::{Caller, Errno, Flow, MountOptions, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume};
+use fuse::{
+    Caller, Errno, Flow, MountOptions, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume,
+};
 
 struct Plain(Serve);
 

@@ -38,7 +38,8 @@ impl Lag {
         self.primary_ms.store(primary_ms, Ordering::Relaxed);
         if caught_up {
             self.level_ms.store(primary_ms, Ordering::Relaxed);
-            self.level_here_ms.store(clock::wall_ms(), Ordering::Relaxed);
+            self.level_here_ms
+                .store(clock::wall_ms(), Ordering::Relaxed);
         }
     }
 

@@ -96,13 +96,24 @@ impl Watcher {
         }
         let mut threads = Vec::new();
         let watcher = self.clone();
-        threads.push(std::thread::Builder::new().name("watch".into()).spawn(move || watcher.read_events(inotify))?);
+        threads.push(
+            std::thread::Builder::new()
+                .name("watch".into())
+                .spawn(move || watcher.read_events(inotify))?,
+        );
         for i in 0..WORKERS {
             let (watcher, store) = (self.clone(), store.clone());
             let run = move || watcher.work(&store);
-            threads.push(std::thread::Builder::new().name(format!("capture-{i}")).spawn(run)?);
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("capture-{i}"))
+                    .spawn(run)?,
+            );
         }
-        Ok(Running { watcher: self.clone(), threads })
+        Ok(Running {
+            watcher: self.clone(),
+            threads,
+        })
     }
 
     /// Watches the directory of a file, once.
@@ -111,9 +122,12 @@ impl Watcher {
         if self.dirs.lock().0.contains(dir) {
             return;
         }
-        let Some(watches) = &mut *self.watches.lock() else { return };
+        let Some(watches) = &mut *self.watches.lock() else {
+            return;
+        };
         let path = self.node.files.join(dir);
-        let mask = WatchMask::MODIFY | WatchMask::ONLYDIR | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
+        let mask =
+            WatchMask::MODIFY | WatchMask::ONLYDIR | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
         match watches.add(&path, mask) {
             Ok(wd) => {
                 let mut dirs = self.dirs.lock();
@@ -151,9 +165,15 @@ impl Watcher {
     fn read_events(&self, mut inotify: Inotify) {
         let mut buffer = vec![0; 64 * 1024];
         while !self.stop.load(Ordering::Acquire) {
-            let mut fds = [rustix::event::PollFd::new(&inotify, rustix::event::PollFlags::IN)];
+            let mut fds = [rustix::event::PollFd::new(
+                &inotify,
+                rustix::event::PollFlags::IN,
+            )];
             // Wakes up now and then to see `stop`; nothing is due by this timeout.
-            let wait = rustix::time::Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+            let wait = rustix::time::Timespec {
+                tv_sec: 0,
+                tv_nsec: 200_000_000,
+            };
             match rustix::event::poll(&mut fds, Some(&wait)) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => continue,
                 Ok(_) => {}
@@ -162,14 +182,17 @@ impl Watcher {
                     return;
                 }
             }
-            let events: Vec<(WatchDescriptor, EventMask, Option<OsString>)> = match inotify.read_events(&mut buffer) {
-                Ok(events) => events.map(|e| (e.wd, e.mask, e.name.map(OsString::from))).collect(),
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
-                Err(error) => {
-                    tracing::error!(%error, "inotify read");
-                    return;
-                }
-            };
+            let events: Vec<(WatchDescriptor, EventMask, Option<OsString>)> =
+                match inotify.read_events(&mut buffer) {
+                    Ok(events) => events
+                        .map(|e| (e.wd, e.mask, e.name.map(OsString::from)))
+                        .collect(),
+                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
+                    Err(error) => {
+                        tracing::error!(%error, "inotify read");
+                        return;
+                    }
+                };
             for (wd, mask, name) in events {
                 self.event(&wd, mask, name);
             }
@@ -188,7 +211,9 @@ impl Watcher {
             }
             return;
         }
-        let Some(dir) = self.dirs.lock().1.get(wd).cloned() else { return };
+        let Some(dir) = self.dirs.lock().1.get(wd).cloned() else {
+            return;
+        };
         let Some(name) = name else { return };
         let text = name.to_string_lossy();
         if let Some(main) = text.strip_suffix("-wal") {
@@ -253,7 +278,10 @@ impl Watcher {
             Ok(Scanned::Busy) => {
                 let wait = {
                     let mut queue = self.queue.lock();
-                    let wait = queue.busy.get(look).map_or(BUSY_WAIT.0, |w| (*w * 2).min(BUSY_WAIT.1));
+                    let wait = queue
+                        .busy
+                        .get(look)
+                        .map_or(BUSY_WAIT.0, |w| (*w * 2).min(BUSY_WAIT.1));
                     queue.busy.insert(look.clone(), wait);
                     wait
                 };
@@ -277,7 +305,9 @@ impl Watcher {
         self.node.own_threads.lock().insert(tid);
         let file = OpenOptions::new().read(true).open(&db.paths().mounted);
         self.node.own_threads.lock().remove(&tid);
-        let Ok(file) = file else { return db.capture_untraced(true) };
+        let Ok(file) = file else {
+            return db.capture_untraced(true);
+        };
         let locks = OfdLocks::new(file.as_fd());
         // As SQLite takes it: PENDING first, so that a writer who waits for readers is not passed by.
         let taken = locks.try_read(db_lock::PENDING).unwrap_or(false) && {
@@ -286,14 +316,22 @@ impl Watcher {
             shared
         };
         // The locks go with the descriptor.
-        if taken { db.capture_untraced(true) } else { Ok(Scanned::Busy) }
+        if taken {
+            db.capture_untraced(true)
+        } else {
+            Ok(Scanned::Busy)
+        }
     }
 
     fn look_at_tree(&self, path: &Path) {
         let full = self.node.files.join(path);
-        let Ok(kind) = std::fs::symlink_metadata(&full) else { return };
+        let Ok(kind) = std::fs::symlink_metadata(&full) else {
+            return;
+        };
         if kind.is_dir() {
-            let Ok(entries) = std::fs::read_dir(&full) else { return };
+            let Ok(entries) = std::fs::read_dir(&full) else {
+                return;
+            };
             for entry in entries.filter_map(Result::ok) {
                 self.look_at_tree(&path.join(entry.file_name()));
             }

@@ -51,11 +51,17 @@ impl Merged {
     }
 
     fn sums(&self) -> Vec<(Pgno, Checksum)> {
-        self.pages.iter().map(|(pgno, data)| (*pgno, page_checksum(*pgno, data))).collect()
+        self.pages
+            .iter()
+            .map(|(pgno, data)| (*pgno, page_checksum(*pgno, data)))
+            .collect()
     }
 
     fn borrowed(&self) -> BTreeMap<Pgno, &[u8]> {
-        self.pages.iter().map(|(pgno, data)| (*pgno, data.as_slice())).collect()
+        self.pages
+            .iter()
+            .map(|(pgno, data)| (*pgno, data.as_slice()))
+            .collect()
     }
 }
 
@@ -67,27 +73,54 @@ impl Db {
     pub fn apply(&self, records: &[Record], sync: bool) -> Result<Pos, DbError> {
         let mut inner = self.lock();
         let known = inner.pos;
-        let first_new = records.iter().position(|r| r.meta.max_txid > known.txid).unwrap_or(records.len());
-        if let Some(same) = records[..first_new].iter().find(|r| r.meta.max_txid == known.txid)
+        let first_new = records
+            .iter()
+            .position(|r| r.meta.max_txid > known.txid)
+            .unwrap_or(records.len());
+        if let Some(same) = records[..first_new]
+            .iter()
+            .find(|r| r.meta.max_txid == known.txid)
             && same.meta.post != known.post_apply_checksum
         {
-            return Err(DbError::PosMismatch { have: known, want: same.meta.pre_pos() });
+            return Err(DbError::PosMismatch {
+                have: known,
+                want: same.meta.pre_pos(),
+            });
         }
         let records = &records[first_new..];
-        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(known) };
+        let (Some(first), Some(last)) = (records.first(), records.last()) else {
+            return Ok(known);
+        };
         let overlaps = first.meta.min_txid <= known.txid;
         if !overlaps && first.meta.pre_pos() != known {
-            return Err(DbError::PosMismatch { have: known, want: first.meta.pre_pos() });
+            return Err(DbError::PosMismatch {
+                have: known,
+                want: first.meta.pre_pos(),
+            });
         }
-        let Some(merged) = Merged::of(self, records)? else { return Ok(known) };
-        if merged.page_count > 0 && inner.page_count > 0 && inner.page_size != Some(merged.page_size) {
-            return Err(DbError::PosMismatch { have: known, want: first.meta.pre_pos() });
+        let Some(merged) = Merged::of(self, records)? else {
+            return Ok(known);
+        };
+        if merged.page_count > 0
+            && inner.page_count > 0
+            && inner.page_size != Some(merged.page_size)
+        {
+            return Err(DbError::PosMismatch {
+                have: known,
+                want: first.meta.pre_pos(),
+            });
         }
         let sums = merged.sums();
-        let target = Pos { txid: last.meta.max_txid, post_apply_checksum: last.meta.post };
+        let target = Pos {
+            txid: last.meta.max_txid,
+            post_apply_checksum: last.meta.post,
+        };
         if inner.checksums.total_after(merged.page_count, &sums) != target.post_apply_checksum {
             // The pages are not those of our lineage: a difference will tell.
-            return Err(DbError::PosMismatch { have: known, want: first.meta.pre_pos() });
+            return Err(DbError::PosMismatch {
+                have: known,
+                want: first.meta.pre_pos(),
+            });
         }
         self.log_records(&mut inner, records, overlaps, &merged)?;
         if sync {
@@ -102,7 +135,10 @@ impl Db {
 
     /// Returns where the copy here is.
     pub fn applied(&self) -> Applied {
-        Applied { pos: self.pos(), durable: *self.durable.lock() }
+        Applied {
+            pos: self.pos(),
+            durable: *self.durable.lock(),
+        }
     }
 
     /// Removes the database because the primary dropped it at `at`.
@@ -126,9 +162,17 @@ impl Db {
             page_size,
             wal: None,
         };
-        let older = if inner.pos.txid > at.txid { Older::Quarantine } else { Older::Remove };
+        let older = if inner.pos.txid > at.txid {
+            Older::Quarantine
+        } else {
+            Older::Remove
+        };
         self.log.restart(&meta, older).map_err(self.log_error())?;
-        let merged = Merged { page_size, page_count: 0, pages: BTreeMap::new() };
+        let merged = Merged {
+            page_size,
+            page_count: 0,
+            pages: BTreeMap::new(),
+        };
         self.install(&mut inner, &merged, Vec::new(), at, meta.timestamp_ms)
     }
 
@@ -142,7 +186,9 @@ impl Db {
         let is_continued = self.log.end_pos() == inner.pos;
         if !is_continued || overlaps {
             // One range from where we are: as the log wants it, and just as true.
-            let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(()) };
+            let (Some(first), Some(last)) = (records.first(), records.last()) else {
+                return Ok(());
+            };
             let meta = RecordMeta {
                 epoch: first.meta.epoch.max(last.meta.epoch),
                 min_txid: inner.pos.txid.next(),
@@ -154,19 +200,28 @@ impl Db {
                 page_size: merged.page_size,
                 wal: None,
             };
-            let pages: Vec<(Pgno, &[u8])> = merged.pages.iter().map(|(p, d)| (*p, d.as_slice())).collect();
+            let pages: Vec<(Pgno, &[u8])> = merged
+                .pages
+                .iter()
+                .map(|(p, d)| (*p, d.as_slice()))
+                .collect();
             let ltx = self.encode(std::mem::take(&mut inner.encoded), &meta, &pages)?;
             let appended = if is_continued {
                 self.log.append(&meta, &ltx)
             } else {
-                let base = RecordMeta { min_txid: meta.max_txid, ..meta };
+                let base = RecordMeta {
+                    min_txid: meta.max_txid,
+                    ..meta
+                };
                 self.log.restart(&base, Older::Quarantine)
             };
             inner.encoded = ltx;
             return appended.map_err(self.log_error());
         }
         for record in records {
-            self.log.append(&to_log(&record.meta)?, &record.ltx).map_err(self.log_error())?;
+            self.log
+                .append(&to_log(&record.meta)?, &record.ltx)
+                .map_err(self.log_error())?;
         }
         Ok(())
     }
@@ -209,7 +264,9 @@ impl Db {
     }
 
     fn install_in_wal(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
-        let Some(wal) = &mut inner.replica_wal else { return Ok(()) };
+        let Some(wal) = &mut inner.replica_wal else {
+            return Ok(());
+        };
         let pages = merged.borrowed();
         if pages.is_empty() {
             return Ok(());
@@ -243,9 +300,13 @@ impl Db {
             return self.create_file(merged);
         }
         let io = || DbError::io("write", &self.paths.main);
-        let file = OpenOptions::new().write(true).open(&self.paths.main).map_err(io())?;
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&self.paths.main)
+            .map_err(io())?;
         write_pages(&file, merged).map_err(io())?;
-        self.node.invalidate(|inv| inv.data(&self.paths.relative, 0, 0));
+        self.node
+            .invalidate(|inv| inv.data(&self.paths.relative, 0, 0));
         Ok(())
     }
 
@@ -265,7 +326,8 @@ impl Db {
             self.make_dirs(dir)?;
         }
         self.keep_aside_a_stranger()?;
-        self.node.invalidate(|inv| inv.forget_file(&self.paths.relative));
+        self.node
+            .invalidate(|inv| inv.forget_file(&self.paths.relative));
         std::os::unix::fs::chown(tmp, None, None).ok();
         self.node
             .disk
@@ -297,7 +359,9 @@ impl Db {
     /// Moves away a file of this node's own that has a replicated database's name, unless it is empty.
     fn keep_aside_a_stranger(&self) -> Result<(), DbError> {
         let main = &self.paths.main;
-        let Ok(m) = std::fs::symlink_metadata(main) else { return Ok(()) };
+        let Ok(m) = std::fs::symlink_metadata(main) else {
+            return Ok(());
+        };
         let is_ours = self.lock_free_page_count() > 0;
         if is_ours || (m.is_file() && m.len() == 0) {
             return Ok(());
@@ -328,7 +392,12 @@ impl Db {
             gate.is_prepared = false;
         }
         let p = &self.paths;
-        for (path, suffix) in [(&p.shm, "-shm"), (&p.wal, "-wal"), (&p.journal, "-journal"), (&p.main, "")] {
+        for (path, suffix) in [
+            (&p.shm, "-shm"),
+            (&p.wal, "-wal"),
+            (&p.journal, "-journal"),
+            (&p.main, ""),
+        ] {
             let relative = super::paths::with_suffix(&p.relative, suffix);
             self.node.invalidate(|inv| inv.forget_file(&relative));
             match std::fs::remove_file(path) {
@@ -398,7 +467,9 @@ impl Db {
             }
             gate.is_prepared = false;
         }
-        let Some(wal) = &mut inner.replica_wal else { return Ok(true) };
+        let Some(wal) = &mut inner.replica_wal else {
+            return Ok(true);
+        };
         if !wal.checkpoint(&self.paths)? {
             self.gate.lock().is_prepared = true;
             return Ok(false);
@@ -472,6 +543,8 @@ pub(crate) fn from_log(meta: &RecordMeta) -> crate::replication::RecordMeta {
 
 /// Returns the kernel's number of this thread, as FUSE requests carry it.
 pub(crate) fn thread_id() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+    rustix::thread::gettid()
+        .as_raw_nonzero()
+        .get()
+        .cast_unsigned()
 }
-

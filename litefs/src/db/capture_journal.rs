@@ -36,7 +36,8 @@ impl Db {
             Err(e) => return Err(DbError::io("open", &self.paths.main)(e)),
         };
         let mut journal_head = [0; journal::JOURNAL_HEADER_LEN];
-        let n = read_full(&journal, &mut journal_head, 0).map_err(DbError::io("read", &self.paths.journal))?;
+        let n = read_full(&journal, &mut journal_head, 0)
+            .map_err(DbError::io("read", &self.paths.journal))?;
         let Ok(journal_header) = journal::JournalHeader::parse(&journal_head[..n]) else {
             // No transaction in it: nothing was written to the database under its protection.
             return Ok(());
@@ -45,12 +46,17 @@ impl Db {
         let mut head = [0; DB_HEADER_LEN];
         let n = read_full(&main, &mut head, 0).map_err(io())?;
         let stamp = Stamp::of(&main).map_err(io())?;
-        let Some(header) = (n == head.len()).then(|| DbHeader::parse(&head)).flatten() else { return Ok(()) };
+        let Some(header) = (n == head.len()).then(|| DbHeader::parse(&head)).flatten() else {
+            return Ok(());
+        };
         let page_count = header::page_count(&header, stamp.size);
-        if inner.page_size != Some(header.page_size) || journal_header.page_size != header.page_size {
+        if inner.page_size != Some(header.page_size) || journal_header.page_size != header.page_size
+        {
             return self.capture_view(inner, false);
         }
-        let Ok(changed) = journal::changed_pages(&journal, page_count) else { return Ok(()) };
+        let Ok(changed) = journal::changed_pages(&journal, page_count) else {
+            return Ok(());
+        };
         let mut candidates = changed.journaled_or_new;
         candidates.extend(changed.leaves);
         candidates.extend((inner.page_count + 1..=page_count).filter_map(Pgno::new));
@@ -73,8 +79,17 @@ impl Db {
             }
         }
         if !changed.is_empty() || page_count != inner.page_count {
-            let pages = changed.into_iter().zip(bytes.chunks_exact(header.page_size.len())).collect();
-            let range = Range { page_size: header.page_size, page_count, tx_count: 1, pages, cursor: None };
+            let pages = changed
+                .into_iter()
+                .zip(bytes.chunks_exact(header.page_size.len()))
+                .collect();
+            let range = Range {
+                page_size: header.page_size,
+                page_count,
+                tx_count: 1,
+                pages,
+                cursor: None,
+            };
             self.commit_range(inner, &range)?;
         }
         inner.stamp = Some(stamp);

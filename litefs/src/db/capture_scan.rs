@@ -81,7 +81,9 @@ impl Db {
 
     /// Captures the difference between all pages as readers see them and what was captured.
     pub(super) fn capture_view(&self, inner: &mut Inner, with_wal: bool) -> Result<(), DbError> {
-        let Some(view) = View::open(&self.paths, with_wal)? else { return Ok(()) };
+        let Some(view) = View::open(&self.paths, with_wal)? else {
+            return Ok(());
+        };
         let seen = self.prepare_view(inner, &view)?;
         let cursor = view.wal_end.map(|(header, end)| WalCursor {
             salt1: header.salts.0,
@@ -100,18 +102,37 @@ impl Db {
         let io = || DbError::io("read", &self.paths.main);
         let sums = view.checksums().map_err(io())?;
         let changed: Vec<Pgno> = if inner.page_size == Some(view.page_size) {
-            inner.checksums.differing_pages(&sums).into_iter().filter(|p| p.get() <= view.page_count).collect()
+            inner
+                .checksums
+                .differing_pages(&sums)
+                .into_iter()
+                .filter(|p| p.get() <= view.page_count)
+                .collect()
         } else {
-            (1..=view.page_count).filter_map(Pgno::new).filter(|p| *p != view.page_size.lock_pgno()).collect()
+            (1..=view.page_count)
+                .filter_map(Pgno::new)
+                .filter(|p| *p != view.page_size.lock_pgno())
+                .collect()
         };
         if changed.len() * view.page_size.len() > MAX_RANGE_LEN {
-            return Ok(Seen { sums, changed, bytes: None });
+            return Ok(Seen {
+                sums,
+                changed,
+                bytes: None,
+            });
         }
         let mut bytes = vec![0; changed.len() * view.page_size.len()];
-        for (pgno, page) in changed.iter().zip(bytes.chunks_exact_mut(view.page_size.len())) {
+        for (pgno, page) in changed
+            .iter()
+            .zip(bytes.chunks_exact_mut(view.page_size.len()))
+        {
             view.page(*pgno, page).map_err(io())?;
         }
-        Ok(Seen { sums, changed, bytes: Some(bytes) })
+        Ok(Seen {
+            sums,
+            changed,
+            bytes: Some(bytes),
+        })
     }
 
     fn commit_seen(
@@ -121,7 +142,10 @@ impl Db {
         seen: Seen,
         cursor: Option<WalCursor>,
     ) -> Result<(), DbError> {
-        if seen.changed.is_empty() && inner.page_count == view.page_count && inner.page_size == Some(view.page_size) {
+        if seen.changed.is_empty()
+            && inner.page_count == view.page_count
+            && inner.page_size == Some(view.page_size)
+        {
             if cursor.is_some() {
                 inner.cursor = cursor;
             }
@@ -129,7 +153,12 @@ impl Db {
         }
         match seen.bytes {
             Some(bytes) => {
-                let pages = seen.changed.iter().copied().zip(bytes.chunks_exact(view.page_size.len())).collect();
+                let pages = seen
+                    .changed
+                    .iter()
+                    .copied()
+                    .zip(bytes.chunks_exact(view.page_size.len()))
+                    .collect();
                 let range = Range {
                     page_size: view.page_size,
                     page_count: view.page_count,
@@ -163,7 +192,8 @@ impl Db {
             Err(e) => return Err(DbError::io("open", &self.paths.journal)(e)),
         };
         let mut head = [0; 28];
-        let n = super::capture_wal::read_full(&journal, &mut head, 0).map_err(DbError::io("read", &self.paths.journal))?;
+        let n = super::capture_wal::read_full(&journal, &mut head, 0)
+            .map_err(DbError::io("read", &self.paths.journal))?;
         if n == 0 {
             return Ok(JournalState::None);
         }
@@ -205,7 +235,10 @@ impl Db {
         cursor: Option<WalCursor>,
     ) -> Result<(), DbError> {
         use std::sync::atomic::Ordering;
-        let pos = crate::ltx::Pos { txid: inner.pos.txid.next(), post_apply_checksum: sums.total() };
+        let pos = crate::ltx::Pos {
+            txid: inner.pos.txid.next(),
+            post_apply_checksum: sums.total(),
+        };
         let meta = super::log::RecordMeta {
             epoch: self.node.epoch.load(Ordering::Acquire),
             min_txid: pos.txid,
@@ -217,7 +250,9 @@ impl Db {
             page_size,
             wal: cursor,
         };
-        self.log.restart(&meta, super::log::Older::Remove).map_err(self.log_error())?;
+        self.log
+            .restart(&meta, super::log::Older::Remove)
+            .map_err(self.log_error())?;
         inner.checksums = sums;
         inner.page_size = Some(page_size);
         inner.page_count = page_count;

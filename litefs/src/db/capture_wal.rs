@@ -12,7 +12,8 @@ use super::log::WalCursor;
 use super::{Db, DbError, Inner};
 use crate::ltx::{PageSize, Pgno};
 use crate::sqlite::wal::{
-    WAL_FRAME_HEADER_LEN as FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader, frame_offset,
+    WAL_FRAME_HEADER_LEN as FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader,
+    WalHeader, frame_offset,
 };
 use crate::sqlite::wal_index;
 
@@ -60,7 +61,8 @@ impl Db {
 
     /// Learns that a program synced the WAL.
     pub fn wal_synced(&self) {
-        self.wal_is_synced.store(true, std::sync::atomic::Ordering::Release);
+        self.wal_is_synced
+            .store(true, std::sync::atomic::Ordering::Release);
     }
 
     pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
@@ -76,7 +78,9 @@ impl Db {
                 Err(e) => return Err(DbError::io("open", &self.paths.wal)(e)),
             }
         }
-        let Some(wal) = inner.wal.take() else { return Ok(Step::Done) };
+        let Some(wal) = inner.wal.take() else {
+            return Ok(Step::Done);
+        };
         let step = self.capture_frames(inner, &wal);
         inner.wal = Some(wal);
         step
@@ -88,8 +92,12 @@ impl Db {
         if read_full(wal, &mut head, 0).map_err(io())? < head.len() {
             return Ok(Step::Done);
         }
-        let Ok(header) = WalHeader::decode(&head) else { return Ok(Step::Done) };
-        let Some(extent) = self.committed_extent(&header) else { return Ok(Step::Done) };
+        let Ok(header) = WalHeader::decode(&head) else {
+            return Ok(Step::Done);
+        };
+        let Some(extent) = self.committed_extent(&header) else {
+            return Ok(Step::Done);
+        };
         let (salt1, salt2) = (header.salts.0, header.salts.1);
         let start = match inner.cursor {
             Some(c) if (c.salt1, c.salt2) == (salt1, salt2) => c,
@@ -126,7 +134,9 @@ impl Db {
         if !self.node.shm_is_shared() {
             return Some(Extent::Frames);
         }
-        let Ok(shm) = File::open(&self.paths.shm) else { return Some(Extent::Frames) };
+        let Ok(shm) = File::open(&self.paths.shm) else {
+            return Some(Extent::Frames);
+        };
         let mut bytes = [0; 2 * wal_index::HEADER_LEN];
         // A writer publishes the two copies one after the other: look again, it takes moments.
         for _ in 0..100 {
@@ -165,7 +175,8 @@ impl Db {
             let old = frames.len();
             frames.resize(old + wanted, 0);
             let offset = frame_offset(page_size, start.frame_no + 1) + old as u64;
-            let n = read_full(wal, &mut frames[old..], offset).map_err(DbError::io("read", &self.paths.wal))?;
+            let n = read_full(wal, &mut frames[old..], offset)
+                .map_err(DbError::io("read", &self.paths.wal))?;
             frames.truncate(old + n - n % frame_len);
             at_end = !scan.take(&frames, frame_len) || n < wanted || frames.len() == old;
             if let Some(last) = last {
@@ -174,11 +185,17 @@ impl Db {
         }
         let result = match scan.commit {
             None if last.is_some() => Err(DbError::Corrupt {
-                what: format!("no commit among frames {}..={}", start.frame_no + 1, last.unwrap_or(0)),
+                what: format!(
+                    "no commit among frames {}..={}",
+                    start.frame_no + 1,
+                    last.unwrap_or(0)
+                ),
                 path: self.paths.wal.clone(),
             }),
             None => Ok(Step::Done),
-            Some(commit) => self.commit_frames(inner, &frames, frame_len, page_size, &commit, &scan.pgnos),
+            Some(commit) => {
+                self.commit_frames(inner, &frames, frame_len, page_size, &commit, &scan.pgnos)
+            }
         };
         if frames.capacity() > KEEP_BUFFER {
             frames = Vec::new();
@@ -197,8 +214,11 @@ impl Db {
         pgnos: &[Pgno],
     ) -> Result<Step, DbError> {
         // Latest version of each page: sort by page, then frame, and keep the last of each.
-        let mut order: Vec<(Pgno, usize)> =
-            pgnos[..commit.frame_count].iter().enumerate().map(|(i, pgno)| (*pgno, i)).collect();
+        let mut order: Vec<(Pgno, usize)> = pgnos[..commit.frame_count]
+            .iter()
+            .enumerate()
+            .map(|(i, pgno)| (*pgno, i))
+            .collect();
         order.sort_unstable();
         let lock_pgno = page_size.lock_pgno();
         let mut pages: Vec<(Pgno, &[u8])> = Vec::with_capacity(order.len());
@@ -209,7 +229,11 @@ impl Db {
                 pages.push((*pgno, &frames[at..at + page_size.len()]));
             }
         }
-        let known = if inner.page_size == Some(page_size) { inner.page_count } else { 0 };
+        let known = if inner.page_size == Some(page_size) {
+            inner.page_count
+        } else {
+            0
+        };
         let filler = self.missing_pages(known, commit.page_count, page_size, &pages)?;
         if !filler.is_empty() {
             pages.extend(filler.iter().map(|(pgno, data)| (*pgno, data.as_slice())));
@@ -248,10 +272,13 @@ impl Db {
             }
             let mut data = vec![0; page_size.len()];
             if main.is_none() {
-                main = Some(File::open(&self.paths.main).map_err(DbError::io("open", &self.paths.main))?);
+                main = Some(
+                    File::open(&self.paths.main).map_err(DbError::io("open", &self.paths.main))?,
+                );
             }
             if let Some(file) = &main {
-                read_full(file, &mut data, page_size.offset(pgno)).map_err(DbError::io("read", &self.paths.main))?;
+                read_full(file, &mut data, page_size.offset(pgno))
+                    .map_err(DbError::io("read", &self.paths.main))?;
             }
             missing.push((pgno, data));
         }
@@ -298,19 +325,32 @@ struct Scan<'a> {
 impl<'a> Scan<'a> {
     fn new(header: &'a WalHeader, start: WalCursor, last: Option<u32>) -> Scan<'a> {
         let running = WalChecksum(start.checksum1, start.checksum2);
-        Scan { header, start, last, running, pgnos: Vec::new(), tx_count: 0, commit: None }
+        Scan {
+            header,
+            start,
+            last,
+            running,
+            pgnos: Vec::new(),
+            tx_count: 0,
+            commit: None,
+        }
     }
 
     /// Takes the frames not yet seen; false at the first that does not count.
     fn take(&mut self, frames: &[u8], frame_len: usize) -> bool {
         for frame in frames.chunks_exact(frame_len).skip(self.pgnos.len()) {
-            let Some(head) = frame.first_chunk().and_then(WalFrameHeader::decode) else { return false };
+            let Some(head) = frame.first_chunk().and_then(WalFrameHeader::decode) else {
+                return false;
+            };
             if head.salts != self.header.salts {
                 return false;
             }
             if self.last.is_none() {
                 let order = self.header.order;
-                self.running = self.running.update(order, &frame[..8]).update(order, &frame[FRAME_HEADER_LEN..]);
+                self.running = self
+                    .running
+                    .update(order, &frame[..8])
+                    .update(order, &frame[FRAME_HEADER_LEN..]);
                 if self.running != head.checksum {
                     return false;
                 }
@@ -318,7 +358,8 @@ impl<'a> Scan<'a> {
             self.pgnos.push(head.pgno);
             if head.commit > 0 {
                 self.tx_count += 1;
-                let frame_no = self.start.frame_no + u32::try_from(self.pgnos.len()).unwrap_or(u32::MAX);
+                let frame_no =
+                    self.start.frame_no + u32::try_from(self.pgnos.len()).unwrap_or(u32::MAX);
                 self.commit = Some(Commit {
                     frame_count: self.pgnos.len(),
                     tx_count: self.tx_count,

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use super::log::{RecordMeta, WalCursor};
 use super::{Db, DbError, Inner};
 use crate::clock;
-use crate::ltx::{Checksum, Encoder, Header, HeaderFlags, PageSize, Pgno, Pos, Txid, page_checksum};
+use crate::ltx::{
+    Checksum, Encoder, Header, HeaderFlags, PageSize, Pgno, Pos, Txid, page_checksum,
+};
 
 /// Pages that some transactions left behind.
 pub(super) struct Range<'a> {
@@ -28,8 +30,11 @@ impl Db {
     /// Log or encoder; then nothing has changed and the range can be captured again.
     pub(super) fn commit_range(&self, inner: &mut Inner, range: &Range<'_>) -> Result<(), DbError> {
         let pre = inner.pos;
-        let sums: Vec<(Pgno, Checksum)> =
-            range.pages.iter().map(|(pgno, data)| (*pgno, page_checksum(*pgno, data))).collect();
+        let sums: Vec<(Pgno, Checksum)> = range
+            .pages
+            .iter()
+            .map(|(pgno, data)| (*pgno, page_checksum(*pgno, data)))
+            .collect();
         if inner.page_size.is_some_and(|size| size != range.page_size) && range.page_count > 0 {
             return self.restart_with_page_size(inner, range, &sums);
         }
@@ -54,7 +59,10 @@ impl Db {
         }
         appended?;
         self.take_over(inner, range, &sums);
-        inner.pos = Pos { txid: max_txid, post_apply_checksum: post };
+        inner.pos = Pos {
+            txid: max_txid,
+            post_apply_checksum: post,
+        };
         debug_assert_eq!(inner.checksums.total(), post, "INV-DB-1");
         self.publish(inner, meta.timestamp_ms);
         Ok(())
@@ -85,7 +93,10 @@ impl Db {
         for (pgno, sum) in sums {
             checksums.set(*pgno, *sum);
         }
-        let pos = Pos { txid: Txid(inner.pos.txid.0 + range.tx_count), post_apply_checksum: checksums.total() };
+        let pos = Pos {
+            txid: Txid(inner.pos.txid.0 + range.tx_count),
+            post_apply_checksum: checksums.total(),
+        };
         let meta = RecordMeta {
             epoch: self.node.epoch.load(Ordering::Acquire),
             min_txid: pos.txid,
@@ -97,7 +108,9 @@ impl Db {
             page_size: range.page_size,
             wal: range.cursor,
         };
-        self.log.restart(&meta, super::log::Older::Remove).map_err(self.log_error())?;
+        self.log
+            .restart(&meta, super::log::Older::Remove)
+            .map_err(self.log_error())?;
         inner.checksums = checksums;
         inner.page_size = Some(range.page_size);
         inner.page_count = range.page_count;
@@ -107,7 +120,12 @@ impl Db {
         Ok(())
     }
 
-    pub(super) fn encode(&self, buf: Vec<u8>, meta: &RecordMeta, pages: &[(Pgno, &[u8])]) -> Result<Vec<u8>, DbError> {
+    pub(super) fn encode(
+        &self,
+        buf: Vec<u8>,
+        meta: &RecordMeta,
+        pages: &[(Pgno, &[u8])],
+    ) -> Result<Vec<u8>, DbError> {
         let header = Header {
             flags: HeaderFlags::TRACKED,
             page_size: meta.page_size,
@@ -127,7 +145,9 @@ impl Db {
         for (pgno, data) in pages {
             encoder.page(*pgno, data).map_err(self.ltx_error())?;
         }
-        encoder.finish(Some(meta.post_apply_checksum)).map_err(self.ltx_error())
+        encoder
+            .finish(Some(meta.post_apply_checksum))
+            .map_err(self.ltx_error())
     }
 }
 

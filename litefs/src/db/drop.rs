@@ -22,7 +22,13 @@ impl Db {
 
     pub(super) fn commit_drop(&self, inner: &mut Inner) -> Result<(), DbError> {
         let page_size = inner.page_size.unwrap_or(PageSize::DEFAULT);
-        let range = Range { page_size, page_count: 0, tx_count: 1, pages: Vec::new(), cursor: None };
+        let range = Range {
+            page_size,
+            page_count: 0,
+            tx_count: 1,
+            pages: Vec::new(),
+            cursor: None,
+        };
         self.commit_range(inner, &range)
     }
 }

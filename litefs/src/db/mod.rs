@@ -86,7 +86,9 @@ pub struct NodeContext {
 
 impl std::fmt::Debug for NodeContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodeContext").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("NodeContext")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
     }
 }
 
@@ -132,7 +134,9 @@ pub struct Db {
 
 impl std::fmt::Debug for Db {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Db").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Db")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -189,7 +193,11 @@ impl Stamp {
     fn of(file: &File) -> std::io::Result<Stamp> {
         use std::os::unix::fs::MetadataExt;
         let m = file.metadata()?;
-        Ok(Stamp { size: m.len(), mtime: (m.mtime(), m.mtime_nsec()), ino: m.ino() })
+        Ok(Stamp {
+            size: m.len(),
+            mtime: (m.mtime(), m.mtime_nsec()),
+            ino: m.ino(),
+        })
     }
 }
 
@@ -243,7 +251,10 @@ impl Db {
         let inner = self.lock();
         inner.trouble.is_none()
             && inner.stamp.is_some()
-            && File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok()) == inner.stamp
+            && File::open(&self.paths.main)
+                .ok()
+                .and_then(|f| Stamp::of(&f).ok())
+                == inner.stamp
     }
 
     /// Returns how many handles programs have on this replica's database.
@@ -257,7 +268,11 @@ impl Db {
     /// # Errors
     /// Disk.
     pub fn maintain_log(&self, retain: bool) -> Result<(), DbError> {
-        let pinned = if retain { self.pinned() } else { Some(crate::ltx::Txid::ZERO) };
+        let pinned = if retain {
+            self.pinned()
+        } else {
+            Some(crate::ltx::Txid::ZERO)
+        };
         let compact = |files: &[&[u8]]| crate::ltx::compact(files);
         self.log
             .maintain(crate::clock::wall_ms(), &compact, pinned)
@@ -295,11 +310,17 @@ impl Db {
 
     fn log_error(&self) -> impl Fn(log::Error) -> DbError {
         let db = self.name.to_string();
-        move |source| DbError::Log { db: db.clone(), source }
+        move |source| DbError::Log {
+            db: db.clone(),
+            source,
+        }
     }
 
     fn ltx_error(&self) -> impl Fn(crate::ltx::LtxError) -> DbError {
         let db = self.name.to_string();
-        move |source| DbError::Ltx { db: db.clone(), source }
+        move |source| DbError::Ltx {
+            db: db.clone(),
+            source,
+        }
     }
 }

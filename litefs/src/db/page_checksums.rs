@@ -199,7 +199,11 @@ impl PageChecksums {
         let gone = (page_count..self.page_count()).filter_map(|i| Pgno::new(i + 1));
         let total = gone.fold(self.total, |total, pgno| total ^ known(pgno));
         pages.iter().fold(total, |total, (pgno, sum)| {
-            let old = if pgno.get() <= page_count { known(*pgno) } else { Checksum::EMPTY };
+            let old = if pgno.get() <= page_count {
+                known(*pgno)
+            } else {
+                Checksum::EMPTY
+            };
             total ^ old ^ *sum
         })
     }

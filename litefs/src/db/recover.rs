@@ -49,13 +49,21 @@ impl Db {
         is_trusted: bool,
     ) -> Result<Db, DbError> {
         let paths = DbPaths::new(&node.files, &node.mount, meta, name.as_str().as_ref());
-        std::fs::create_dir_all(&paths.meta).map_err(DbError::io("create directory", &paths.meta))?;
-        let (log, opened) = Log::open(node.disk.clone(), &paths.meta, node.log_options)
-            .map_err(|source| DbError::Log { db: name.to_string(), source })?;
+        std::fs::create_dir_all(&paths.meta)
+            .map_err(DbError::io("create directory", &paths.meta))?;
+        let (log, opened) =
+            Log::open(node.disk.clone(), &paths.meta, node.log_options).map_err(|source| {
+                DbError::Log {
+                    db: name.to_string(),
+                    source,
+                }
+            })?;
         let mut is_trusted = is_trusted;
         for finding in &opened.findings {
             match finding {
-                Finding::TornTail { .. } => tracing::info!(db = %name, ?finding, "log ended in the middle of a write"),
+                Finding::TornTail { .. } => {
+                    tracing::info!(db = %name, ?finding, "log ended in the middle of a write")
+                }
                 Finding::Damaged { .. } | Finding::Unreachable { .. } => {
                     is_trusted = false;
                     tracing::error!(db = %name, ?finding, "log is damaged; what was damaged is kept aside");
@@ -104,7 +112,11 @@ impl Db {
     }
 
     /// Brings the checksums to the log's end. Returns whether they are those of its position.
-    fn restore_checksums(&self, inner: &mut Inner, loaded: Option<Loaded>) -> Result<bool, DbError> {
+    fn restore_checksums(
+        &self,
+        inner: &mut Inner,
+        loaded: Option<Loaded>,
+    ) -> Result<bool, DbError> {
         let end = self.log.end_pos();
         if let Some(loaded) = loaded {
             let extra: Extra = serde_json::from_slice(&loaded.extra).unwrap_or_default();
@@ -113,7 +125,11 @@ impl Db {
             inner.pos = loaded.at;
             inner.checksums = loaded.checksums;
             inner.cursor = extra.cursor.map(cursor_from);
-            inner.stamp = extra.stamp.map(|(size, s, ns, ino)| Stamp { size, mtime: (s, ns), ino });
+            inner.stamp = extra.stamp.map(|(size, s, ns, ino)| Stamp {
+                size,
+                mtime: (s, ns),
+                ino,
+            });
         } else if self.log.end().is_some() && self.log.base().0 > 0 {
             // The log does not begin at the beginning, and what came before is not known: read everything.
             self.take_log_end(inner);
@@ -127,8 +143,13 @@ impl Db {
             return Ok(false);
         }
         loop {
-            let read = self.log.read_after(inner.pos.txid, KEEP_BUFFER).map_err(self.log_error())?;
-            let ReadAfter::Records(records) = read else { break };
+            let read = self
+                .log
+                .read_after(inner.pos.txid, KEEP_BUFFER)
+                .map_err(self.log_error())?;
+            let ReadAfter::Records(records) = read else {
+                break;
+            };
             for record in records {
                 let mut decoder = Decoder::new(&record.ltx).map_err(self.ltx_error())?;
                 let header = decoder.header().clone();
@@ -138,7 +159,9 @@ impl Db {
                 inner.checksums.truncate(header.commit);
                 let mut page = vec![0; header.page_size.len()];
                 while let Some(pgno) = decoder.next_page(&mut page).map_err(self.ltx_error())? {
-                    inner.checksums.set(pgno, crate::ltx::page_checksum(pgno, &page));
+                    inner
+                        .checksums
+                        .set(pgno, crate::ltx::page_checksum(pgno, &page));
                 }
                 inner.page_size = (header.commit > 0).then_some(header.page_size);
                 inner.page_count = header.commit;
@@ -163,7 +186,9 @@ impl Db {
 
     /// Undoes a transaction that was under way when its program died, as SQLite would.
     fn roll_back_journal(&self) -> Result<(), DbError> {
-        let Ok(file) = File::open(&self.paths.journal) else { return Ok(()) };
+        let Ok(file) = File::open(&self.paths.journal) else {
+            return Ok(());
+        };
         let mut head = [0; 1];
         if file.read_at(&mut head, 0).unwrap_or(0) == 0 || !journal::is_hot_header(&head) {
             return Ok(());
@@ -180,15 +205,23 @@ impl Db {
             }
         };
         let io = || DbError::io("write", &self.paths.main);
-        let main = OpenOptions::new().read(true).write(true).open(&self.paths.main).map_err(io())?;
-        main.set_len(u64::from(plan.page_count) * u64::from(plan.page_size.get())).map_err(io())?;
+        let main = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.paths.main)
+            .map_err(io())?;
+        main.set_len(u64::from(plan.page_count) * u64::from(plan.page_size.get()))
+            .map_err(io())?;
         let mut page = vec![0; plan.page_size.len()];
         for (pgno, offset) in plan.pages {
-            file.read_exact_at(&mut page, offset).map_err(DbError::io("read", &self.paths.journal))?;
-            main.write_all_at(&page, plan.page_size.offset(pgno)).map_err(io())?;
+            file.read_exact_at(&mut page, offset)
+                .map_err(DbError::io("read", &self.paths.journal))?;
+            main.write_all_at(&page, plan.page_size.offset(pgno))
+                .map_err(io())?;
         }
         main.sync_data().map_err(io())?;
-        std::fs::remove_file(&self.paths.journal).map_err(DbError::io("remove", &self.paths.journal))?;
+        std::fs::remove_file(&self.paths.journal)
+            .map_err(DbError::io("remove", &self.paths.journal))?;
         tracing::info!(db = %self.name, "rolled back an interrupted transaction");
         Ok(())
     }
@@ -196,7 +229,9 @@ impl Db {
     fn recover_primary(&self, inner: &mut Inner, is_trusted: bool) -> Result<(), DbError> {
         if is_trusted && inner.page_count > 0 {
             self.capture_wal_locked(inner)?;
-            let stamp = File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok());
+            let stamp = File::open(&self.paths.main)
+                .ok()
+                .and_then(|f| Stamp::of(&f).ok());
             let is_wal = View::open(&self.paths, false)?.is_some_and(|v| v.header.is_wal());
             if inner.trouble.is_none() && (is_wal || (stamp.is_some() && stamp == inner.stamp)) {
                 return Ok(());
@@ -213,7 +248,9 @@ impl Db {
             }
             return Ok(());
         };
-        let actual = view.checksums().map_err(DbError::io("read", &self.paths.main))?;
+        let actual = view
+            .checksums()
+            .map_err(DbError::io("read", &self.paths.main))?;
         if actual.total() == inner.pos.post_apply_checksum && view.page_count == inner.page_count {
             inner.checksums = actual;
             return Ok(());
@@ -231,10 +268,14 @@ impl Db {
 
     /// Returns whether the WAL has all frames up to the cursor.
     fn cursor_holds(&self, inner: &Inner) -> Result<bool, DbError> {
-        let Some(cursor) = inner.cursor else { return Ok(true) };
+        let Some(cursor) = inner.cursor else {
+            return Ok(true);
+        };
         let end = View::open(&self.paths, true)?.and_then(|v| v.wal_end);
         Ok(match end {
-            Some((header, end)) if (header.salts.0, header.salts.1) == (cursor.salt1, cursor.salt2) => {
+            Some((header, end))
+                if (header.salts.0, header.salts.1) == (cursor.salt1, cursor.salt2) =>
+            {
                 end.frame_no >= cursor.frame_no
             }
             // Another generation: the one captured was reset, hence all in the file (INV-DB-2).
@@ -244,7 +285,9 @@ impl Db {
 
     /// Writes back pages that the log has and the files lost. Returns whether that explains every difference.
     fn heal_from_log(&self, inner: &mut Inner, actual: &PageChecksums) -> Result<bool, DbError> {
-        let Some(page_size) = inner.page_size else { return Ok(false) };
+        let Some(page_size) = inner.page_size else {
+            return Ok(false);
+        };
         if actual.page_size() != page_size {
             return Ok(false);
         }
@@ -282,12 +325,19 @@ impl Db {
         }
         self.fold_wal_into_file()?;
         let io = || DbError::io("write", &self.paths.main);
-        let main = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.paths.main);
+        let main = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&self.paths.main);
         let main = main.map_err(io())?;
         for (pgno, page) in missing.iter().filter_map(|(p, d)| Some((p, d.as_ref()?))) {
-            main.write_all_at(page, page_size.offset(*pgno)).map_err(io())?;
+            main.write_all_at(page, page_size.offset(*pgno))
+                .map_err(io())?;
         }
-        main.set_len(u64::from(inner.page_count) * u64::from(page_size.get())).map_err(io())?;
+        main.set_len(u64::from(inner.page_count) * u64::from(page_size.get()))
+            .map_err(io())?;
         main.sync_data().map_err(io())?;
         tracing::warn!(db = %self.name, pages = missing.len(), pos = %inner.pos, "pages lost by the files were written back from the log");
         inner.cursor = None;
@@ -309,14 +359,19 @@ impl Db {
     fn fold_wal_into_file(&self) -> Result<(), DbError> {
         if let Some(view) = View::open(&self.paths, true)? {
             let io = || DbError::io("write", &self.paths.main);
-            let main = OpenOptions::new().write(true).open(&self.paths.main).map_err(io())?;
+            let main = OpenOptions::new()
+                .write(true)
+                .open(&self.paths.main)
+                .map_err(io())?;
             let mut page = vec![0; view.page_size.len()];
             for pgno in view.wal_pages().filter(|p| p.get() <= view.page_count) {
                 view.page(pgno, &mut page).map_err(io())?;
-                main.write_all_at(&page, view.page_size.offset(pgno)).map_err(io())?;
+                main.write_all_at(&page, view.page_size.offset(pgno))
+                    .map_err(io())?;
             }
             if view.wal_end.is_some() {
-                main.set_len(u64::from(view.page_count) * u64::from(view.page_size.get())).map_err(io())?;
+                main.set_len(u64::from(view.page_count) * u64::from(view.page_size.get()))
+                    .map_err(io())?;
             }
             main.sync_data().map_err(io())?;
         }
@@ -335,13 +390,17 @@ impl Db {
             self.fold_wal_into_file()?;
         }
         inner.cursor = None;
-        let stamp = File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok());
+        let stamp = File::open(&self.paths.main)
+            .ok()
+            .and_then(|f| Stamp::of(&f).ok());
         if is_trusted && stamp.is_some() && stamp == inner.stamp {
             return Ok(());
         }
         let view = View::open(&self.paths, false)?;
         let Some(view) = view else {
-            if inner.page_count > 0 && !self.heal_from_log(inner, &PageChecksums::new(inner.checksums.page_size()))? {
+            if inner.page_count > 0
+                && !self.heal_from_log(inner, &PageChecksums::new(inner.checksums.page_size()))?
+            {
                 // As it is: nothing. The primary sends it.
                 inner.page_count = 0;
                 inner.page_size = None;
@@ -350,8 +409,14 @@ impl Db {
             }
             return Ok(());
         };
-        let page_count = if inner.page_size == Some(view.page_size) { inner.page_count } else { view.page_count };
-        let actual = view.checksums().map_err(DbError::io("read", &self.paths.main))?;
+        let page_count = if inner.page_size == Some(view.page_size) {
+            inner.page_count
+        } else {
+            view.page_count
+        };
+        let actual = view
+            .checksums()
+            .map_err(DbError::io("read", &self.paths.main))?;
         if actual.total() == inner.pos.post_apply_checksum && actual.page_count() == page_count {
             inner.checksums = actual;
             return Ok(());
@@ -386,7 +451,9 @@ impl Db {
                 }
             }
             if !self.node.is_primary() && inner.replica_wal.is_none() {
-                inner.stamp = File::open(&self.paths.main).ok().and_then(|f| Stamp::of(&f).ok());
+                inner.stamp = File::open(&self.paths.main)
+                    .ok()
+                    .and_then(|f| Stamp::of(&f).ok());
             }
         }
         let extra = Extra {
@@ -398,13 +465,28 @@ impl Db {
         let extra = serde_json::to_vec(&extra).unwrap_or_default();
         inner
             .checksums
-            .persist(&*self.node.disk, &self.paths.meta, inner.pos, &extra, durable)
-            .map_err(|e| DbError::Corrupt { what: e.to_string(), path: self.paths.meta.clone() })
+            .persist(
+                &*self.node.disk,
+                &self.paths.meta,
+                inner.pos,
+                &extra,
+                durable,
+            )
+            .map_err(|e| DbError::Corrupt {
+                what: e.to_string(),
+                path: self.paths.meta.clone(),
+            })
     }
 }
 
 fn cursor_from(c: [u32; 5]) -> WalCursor {
-    WalCursor { salt1: c[0], salt2: c[1], frame_no: c[2], checksum1: c[3], checksum2: c[4] }
+    WalCursor {
+        salt1: c[0],
+        salt2: c[1],
+        frame_no: c[2],
+        checksum1: c[3],
+        checksum2: c[4],
+    }
 }
 
 fn cursor_into(c: WalCursor) -> [u32; 5] {

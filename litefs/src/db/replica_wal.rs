@@ -56,7 +56,11 @@ impl ReplicaWal {
     /// Takes over the serving of a database that nobody has open.
     ///
     /// Runs on a thread that the volume lets through (`NodeContext::own_threads`), never on a session thread.
-    pub(super) fn prepare(paths: &DbPaths, page_size: PageSize, page_count: u32) -> Result<ReplicaWal, DbError> {
+    pub(super) fn prepare(
+        paths: &DbPaths,
+        page_size: PageSize,
+        page_count: u32,
+    ) -> Result<ReplicaWal, DbError> {
         let open = |path: &Path, write: bool| {
             OpenOptions::new()
                 .read(true)
@@ -80,8 +84,10 @@ impl ReplicaWal {
             .write(true)
             .open(&paths.wal)
             .map_err(DbError::io("open", &paths.wal))?;
-        wal.set_len(0).map_err(DbError::io("truncate", &paths.wal))?;
-        shm.set_len(0).map_err(DbError::io("truncate", &paths.shm))?;
+        wal.set_len(0)
+            .map_err(DbError::io("truncate", &paths.wal))?;
+        shm.set_len(0)
+            .map_err(DbError::io("truncate", &paths.shm))?;
         let main_backing = OpenOptions::new()
             .read(true)
             .write(true)
@@ -126,9 +132,15 @@ impl ReplicaWal {
         }
         let page_size = self.wal_header.page_size;
         let first = self.header.mx_frame + 1;
-        let mut checksum = if self.header.mx_frame == 0 { self.wal_header.checksum() } else { self.header.frame_checksum };
+        let mut checksum = if self.header.mx_frame == 0 {
+            self.wal_header.checksum()
+        } else {
+            self.header.frame_checksum
+        };
         if !self.header_is_written {
-            self.wal.write_all_at(&self.wal_header.encode(), 0).map_err(io())?;
+            self.wal
+                .write_all_at(&self.wal_header.encode(), 0)
+                .map_err(io())?;
         }
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
@@ -152,14 +164,21 @@ impl ReplicaWal {
         let mut frame_no = self.header.mx_frame;
         for pgno in pages.keys() {
             frame_no += 1;
-            self.index.append(frame_no, *pgno).map_err(|e| DbError::io("grow", &paths.shm)(io::Error::other(e)))?;
+            self.index
+                .append(frame_no, *pgno)
+                .map_err(|e| DbError::io("grow", &paths.shm)(io::Error::other(e)))?;
         }
         self.publish(frame_no, page_count, checksum)
             .map_err(|e| DbError::io("publish", &paths.shm)(e))?;
         Ok(at - start)
     }
 
-    fn publish(&mut self, mx_frame: u32, n_page: u32, frame_checksum: WalChecksum) -> io::Result<()> {
+    fn publish(
+        &mut self,
+        mx_frame: u32,
+        n_page: u32,
+        frame_checksum: WalChecksum,
+    ) -> io::Result<()> {
         let header = WalIndexHeader {
             change: self.header.change.wrapping_add(1),
             mx_frame,
@@ -176,7 +195,8 @@ impl ReplicaWal {
     pub(super) fn wants_checkpoint(&self) -> bool {
         let frames = self.header.mx_frame - self.index.backfill().min(self.header.mx_frame);
         // After an attempt that readers stopped, wait for as many frames again.
-        frames >= CHECKPOINT_FRAMES && self.header.mx_frame >= self.last_attempt.saturating_add(CHECKPOINT_FRAMES)
+        frames >= CHECKPOINT_FRAMES
+            && self.header.mx_frame >= self.last_attempt.saturating_add(CHECKPOINT_FRAMES)
             || self.header.mx_frame < self.last_attempt
     }
 
@@ -193,7 +213,8 @@ impl ReplicaWal {
             }
             let range = shm_lock::READ[slot];
             if self.locks().try_write(range).map_err(io_lock())? {
-                self.index.set_read_mark(slot, if slot == 1 { safe } else { READ_MARK_UNUSED });
+                self.index
+                    .set_read_mark(slot, if slot == 1 { safe } else { READ_MARK_UNUSED });
                 self.locks().unlock(range).map_err(io_lock())?;
             } else {
                 safe = mark;
@@ -218,22 +239,27 @@ impl ReplicaWal {
 
     fn backfill(&self, paths: &DbPaths, done: u32, safe: u32) -> Result<(), DbError> {
         let page_size = self.wal_header.page_size;
-        let last: BTreeMap<Pgno, u32> =
-            (done + 1..=safe).filter_map(|frame| Some((self.index.page_of(frame)?, frame))).collect();
+        let last: BTreeMap<Pgno, u32> = (done + 1..=safe)
+            .filter_map(|frame| Some((self.index.page_of(frame)?, frame)))
+            .collect();
         let mut page = vec![0; page_size.len()];
         for (pgno, frame) in last {
             if pgno.get() > self.header.n_page {
                 continue;
             }
             let at = frame_offset(page_size, frame) + WAL_FRAME_HEADER_LEN as u64;
-            self.wal.read_exact_at(&mut page, at).map_err(DbError::io("read", &paths.wal))?;
+            self.wal
+                .read_exact_at(&mut page, at)
+                .map_err(DbError::io("read", &paths.wal))?;
             self.main_backing
                 .write_all_at(&page, page_size.offset(pgno))
                 .map_err(DbError::io("write", &paths.main))?;
         }
         if safe == self.header.mx_frame {
             let len = u64::from(self.header.n_page) * u64::from(page_size.get());
-            self.main_backing.set_len(len).map_err(DbError::io("truncate", &paths.main))?;
+            self.main_backing
+                .set_len(len)
+                .map_err(DbError::io("truncate", &paths.main))?;
         }
         Ok(())
     }
@@ -251,13 +277,16 @@ impl ReplicaWal {
         let unread = held.len() == READ_MARK_COUNT - 1;
         let mut result = Ok(());
         if unread {
-            result = self.index.restart(&self.header, rand::random()).map(|header| {
-                self.header = header;
-                self.wal_header.salts = header.salts;
-                self.wal_header.checkpoint_seq = self.wal_header.checkpoint_seq.wrapping_add(1);
-                self.header_is_written = false;
-                self.last_attempt = 0;
-            });
+            result = self
+                .index
+                .restart(&self.header, rand::random())
+                .map(|header| {
+                    self.header = header;
+                    self.wal_header.salts = header.salts;
+                    self.wal_header.checkpoint_seq = self.wal_header.checkpoint_seq.wrapping_add(1);
+                    self.header_is_written = false;
+                    self.last_attempt = 0;
+                });
         }
         for range in held {
             self.locks().unlock(range)?;
@@ -268,18 +297,30 @@ impl ReplicaWal {
     fn locks(&self) -> OfdLocks<'_> {
         OfdLocks::new(self.index.shm().file().as_fd())
     }
-
 }
 
 /// Takes a lock that nobody can be holding for long.
-fn lock(file: &File, range: LockRange, exclusive: bool, what: &'static str, path: &Path) -> Result<(), DbError> {
+fn lock(
+    file: &File,
+    range: LockRange,
+    exclusive: bool,
+    what: &'static str,
+    path: &Path,
+) -> Result<(), DbError> {
     let taken = {
         let locks = OfdLocks::new(file.as_fd());
-        if exclusive { locks.try_write(range) } else { locks.try_read(range) }
+        if exclusive {
+            locks.try_write(range)
+        } else {
+            locks.try_read(range)
+        }
     };
     match taken {
         Ok(true) => Ok(()),
-        Ok(false) => Err(DbError::Locked { what, path: path.to_owned() }),
+        Ok(false) => Err(DbError::Locked {
+            what,
+            path: path.to_owned(),
+        }),
         Err(e) => Err(DbError::io("lock", path)(e)),
     }
 }

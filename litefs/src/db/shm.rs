@@ -18,7 +18,10 @@ pub(super) struct MappedShm {
 
 impl MappedShm {
     pub(super) fn new(file: File) -> MappedShm {
-        MappedShm { file, blocks: Vec::new() }
+        MappedShm {
+            file,
+            blocks: Vec::new(),
+        }
     }
 
     pub(super) fn file(&self) -> &File {
@@ -28,7 +31,10 @@ impl MappedShm {
     /// Returns where a byte is; `len` bytes from there lie in one block.
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let (block, within) = (offset / BLOCK_LEN, offset % BLOCK_LEN);
-        assert!(within + len <= BLOCK_LEN, "access across blocks of the wal-index");
+        assert!(
+            within + len <= BLOCK_LEN,
+            "access across blocks of the wal-index"
+        );
         // SAFETY: `within` is inside the mapping, by the assertion.
         unsafe { self.blocks[block].as_mut_ptr().add(within) }
     }
@@ -44,7 +50,10 @@ impl Shm for MappedShm {
             self.file.set_len(len)?;
         }
         while Shm::len(self) < len {
-            let map = MmapOptions::new().offset(Shm::len(self)).len(BLOCK_LEN).map_raw(&self.file)?;
+            let map = MmapOptions::new()
+                .offset(Shm::len(self))
+                .len(BLOCK_LEN)
+                .map_raw(&self.file)?;
             self.blocks.push(map);
         }
         Ok(())

@@ -39,7 +39,11 @@ impl PageCopyReader {
     ///
     /// # Errors
     /// Disk; or there is nothing to copy.
-    pub fn open(db: Arc<Db>, have: Vec<u64>, resume_at: Option<Pos>) -> Result<PageCopyReader, DbError> {
+    pub fn open(
+        db: Arc<Db>,
+        have: Vec<u64>,
+        resume_at: Option<Pos>,
+    ) -> Result<PageCopyReader, DbError> {
         if db.node.is_primary() {
             db.capture_wal()?;
         }
@@ -55,7 +59,16 @@ impl PageCopyReader {
         let sums = inner.checksums.clone();
         let pin = db.pin(start.txid);
         drop(inner);
-        Ok(PageCopyReader { start, page_size, sums, have, next: 1, other: BTreeSet::new(), pin, db })
+        Ok(PageCopyReader {
+            start,
+            page_size,
+            sums,
+            have,
+            next: 1,
+            other: BTreeSet::new(),
+            pin,
+            db,
+        })
     }
 
     /// Returns the position pinned.
@@ -92,7 +105,8 @@ impl PageCopyReader {
         while wanted.len() < count && self.next <= self.sums.page_count() {
             if let Some(pgno) = Pgno::new(self.next)
                 && pgno != lock_pgno
-                && self.sums.get(pgno).map(Checksum::get) != self.have.get(pgno.index()).copied().filter(|s| *s != 0)
+                && self.sums.get(pgno).map(Checksum::get)
+                    != self.have.get(pgno.index()).copied().filter(|s| *s != 0)
             {
                 wanted.push(pgno);
             }
@@ -115,12 +129,15 @@ impl PageCopyReader {
         for run in wanted.chunk_by(|a, b| a.get() + 1 == b.get()) {
             let at = pages.len() * len;
             let bytes = &mut block[at..at + run.len() * len];
-            let n = super::capture_wal::read_full(&main, bytes, self.page_size.offset(run[0])).map_err(io())?;
+            let n = super::capture_wal::read_full(&main, bytes, self.page_size.offset(run[0]))
+                .map_err(io())?;
             bytes[n..].fill(0);
             pages.extend(run.iter().copied());
         }
         for (pgno, page) in wanted.iter().zip(block.chunks_exact_mut(len)) {
-            let Some(want) = self.sums.get(*pgno) else { continue };
+            let Some(want) = self.sums.get(*pgno) else {
+                continue;
+            };
             if page_checksum(*pgno, page) == want {
                 continue;
             }
@@ -136,7 +153,11 @@ impl PageCopyReader {
             }
         }
         let block = Bytes::from(block);
-        Ok(pages.iter().enumerate().map(|(i, p)| (*p, block.slice(i * len..(i + 1) * len))).collect())
+        Ok(pages
+            .iter()
+            .enumerate()
+            .map(|(i, p)| (*p, block.slice(i * len..(i + 1) * len)))
+            .collect())
     }
 
     /// Returns pages that were read in a version that the log will not put right, read anew; none when all are good.
@@ -149,8 +170,12 @@ impl PageCopyReader {
                 self.db.capture_wal()?;
             }
             let live = self.db.lock().checksums.clone();
-            let wrong: Vec<Pgno> =
-                self.other.iter().copied().filter(|p| live.get(*p) == self.sums.get(*p)).collect();
+            let wrong: Vec<Pgno> = self
+                .other
+                .iter()
+                .copied()
+                .filter(|p| live.get(*p) == self.sums.get(*p))
+                .collect();
             self.other.clear();
             if wrong.is_empty() {
                 return Ok(Vec::new());
@@ -228,10 +253,15 @@ impl Db {
             return Ok(());
         }
         if pos.txid >= end.txid {
-            return Err(format!("replica is at {pos}, which is not in the history that ends at {end}"));
+            return Err(format!(
+                "replica is at {pos}, which is not in the history that ends at {end}"
+            ));
         }
         if pos.txid < self.log.base() {
-            return Err(format!("replica is at {pos}, the log begins at {}", self.log.base()));
+            return Err(format!(
+                "replica is at {pos}, the log begins at {}",
+                self.log.base()
+            ));
         }
         match self.log.read_after(pos.txid, 1) {
             Ok(ReadAfter::Records(records)) => match records.first() {
@@ -239,7 +269,9 @@ impl Db {
                 _ => Err(format!("replica is at {pos}, which is not in this history")),
             },
             Ok(ReadAfter::CaughtUp) => Ok(()),
-            Ok(ReadAfter::NotAvailable { base }) => Err(format!("replica is at {pos}, the log begins at {base}")),
+            Ok(ReadAfter::NotAvailable { base }) => {
+                Err(format!("replica is at {pos}, the log begins at {base}"))
+            }
             Err(e) => Err(format!("log cannot be read: {e}")),
         }
     }
@@ -337,11 +369,19 @@ impl PageCopyWriter {
         let db = self.db.clone();
         let path = db.copy_path();
         let mut inner = db.lock();
-        let records: Vec<Record> =
-            self.records.drain(..).filter(|r| r.meta.max_txid > self.start.txid).collect();
+        let records: Vec<Record> = self
+            .records
+            .drain(..)
+            .filter(|r| r.meta.max_txid > self.start.txid)
+            .collect();
         let overlay = Merged::of(&db, &records)?;
         let (page_count, target, timestamp_ms, epoch) = match records.last() {
-            Some(r) => (r.meta.commit, r.meta.post_pos(), r.meta.timestamp_ms, r.meta.epoch),
+            Some(r) => (
+                r.meta.commit,
+                r.meta.post_pos(),
+                r.meta.timestamp_ms,
+                r.meta.epoch,
+            ),
             None => (self.page_count, self.start, crate::clock::wall_ms(), 0),
         };
         let mut sums = if self.is_difference && inner.page_size == Some(self.page_size) {
@@ -358,9 +398,15 @@ impl PageCopyWriter {
             }
         }
         sums.truncate(page_count);
-        let have = Pos { txid: target.txid, post_apply_checksum: sums.total() };
+        let have = Pos {
+            txid: target.txid,
+            post_apply_checksum: sums.total(),
+        };
         if have != target || target.txid < end.txid {
-            return Err(DbError::PosMismatch { have, want: if have == target { end } else { target } });
+            return Err(DbError::PosMismatch {
+                have,
+                want: if have == target { end } else { target },
+            });
         }
         // The file now gets the ranges too, and is the whole of what is to change.
         if let Some(overlay) = &overlay {
@@ -371,8 +417,11 @@ impl PageCopyWriter {
                 self.sums.insert(*pgno, page_checksum(*pgno, data));
             }
         }
-        let older =
-            if inner.pos.txid > self.start.txid || !self.continues(&inner) { Older::Quarantine } else { Older::Remove };
+        let older = if inner.pos.txid > self.start.txid || !self.continues(&inner) {
+            Older::Quarantine
+        } else {
+            Older::Remove
+        };
         if older == Older::Quarantine && inner.pos.txid > Txid::ZERO {
             tracing::warn!(db = %db.name, was = %inner.pos, now = %target, "another history: ours is kept in quarantine");
         }
@@ -425,7 +474,11 @@ impl PageCopyWriter {
 
     fn install_difference(&self, inner: &mut super::Inner, page_count: u32) -> Result<(), DbError> {
         let path = self.db.copy_path();
-        let mut merged = Merged { page_size: self.page_size, page_count, pages: BTreeMap::new() };
+        let mut merged = Merged {
+            page_size: self.page_size,
+            page_count,
+            pages: BTreeMap::new(),
+        };
         for pgno in self.sums.keys().filter(|p| p.get() <= page_count) {
             let mut page = vec![0; self.page_size.len()];
             self.file

@@ -7,7 +7,9 @@ use super::capture_wal::read_full;
 use super::{DbError, DbPaths};
 use crate::ltx::{PageSize, Pgno, page_checksum};
 use crate::sqlite::header::{self, DB_HEADER_LEN, DbHeader};
-use crate::sqlite::wal::{WAL_HEADER_LEN, WalCursor, WalHeader, WalReader, frame_len, frame_offset};
+use crate::sqlite::wal::{
+    WAL_HEADER_LEN, WalCursor, WalHeader, WalReader, frame_len, frame_offset,
+};
 
 /// A way to read pages. The files may change meanwhile: who reads compares checksums, or holds locks.
 #[derive(Debug)]
@@ -38,14 +40,20 @@ impl View {
         let len = main.metadata().map_err(io())?.len();
         let n = read_full(&main, &mut head, 0).map_err(io())?;
         let in_file = (n == head.len()).then(|| DbHeader::parse(&head)).flatten();
-        let (wal, frames, wal_end, page_count_in_wal) =
-            if with_wal { read_wal(paths)? } else { (None, HashMap::new(), None, None) };
+        let (wal, frames, wal_end, page_count_in_wal) = if with_wal {
+            read_wal(paths)?
+        } else {
+            (None, HashMap::new(), None, None)
+        };
         let header = match (in_file, &wal, &wal_end) {
             (Some(h), _, _) => h,
             (None, Some(wal), Some((wal_header, _))) => {
                 // The first page may be in the WAL alone.
-                let Some(frame) = frames.get(&Pgno::ONE) else { return Ok(None) };
-                let at = frame_offset(wal_header.page_size, *frame) + crate::sqlite::wal::WAL_FRAME_HEADER_LEN as u64;
+                let Some(frame) = frames.get(&Pgno::ONE) else {
+                    return Ok(None);
+                };
+                let at = frame_offset(wal_header.page_size, *frame)
+                    + crate::sqlite::wal::WAL_FRAME_HEADER_LEN as u64;
                 read_full(wal, &mut head, at).map_err(DbError::io("read", &paths.wal))?;
                 match DbHeader::parse(&head) {
                     Some(h) => h,
@@ -54,15 +62,26 @@ impl View {
             }
             _ => return Ok(None),
         };
-        let page_size = wal_end.as_ref().map_or(header.page_size, |(h, _)| h.page_size);
+        let page_size = wal_end
+            .as_ref()
+            .map_or(header.page_size, |(h, _)| h.page_size);
         let page_count = page_count_in_wal.unwrap_or_else(|| header::page_count(&header, len));
-        Ok(Some(View { page_size, page_count, header, main, wal, frames, wal_end }))
+        Ok(Some(View {
+            page_size,
+            page_count,
+            header,
+            main,
+            wal,
+            frames,
+            wal_end,
+        }))
     }
 
     /// Reads a page into `buf`; what is past the end of the file is zeros.
     pub(super) fn page(&self, pgno: Pgno, buf: &mut [u8]) -> std::io::Result<()> {
         if let (Some(wal), Some(frame)) = (&self.wal, self.frames.get(&pgno)) {
-            let at = frame_offset(self.page_size, *frame) + crate::sqlite::wal::WAL_FRAME_HEADER_LEN as u64;
+            let at = frame_offset(self.page_size, *frame)
+                + crate::sqlite::wal::WAL_FRAME_HEADER_LEN as u64;
             let n = read_full(wal, buf, at)?;
             buf[n..].fill(0);
             return Ok(());
@@ -83,8 +102,12 @@ impl View {
 
     /// Computes the checksum of every page.
     pub(super) fn checksums(&self) -> std::io::Result<super::page_checksums::PageChecksums> {
-        let mut sums =
-            super::page_checksums::PageChecksums::scan(&self.main, self.page_size, self.page_count, SCAN_THREADS)?;
+        let mut sums = super::page_checksums::PageChecksums::scan(
+            &self.main,
+            self.page_size,
+            self.page_count,
+            SCAN_THREADS,
+        )?;
         let mut buf = vec![0; self.page_size.len()];
         for pgno in self.frames.keys().filter(|p| p.get() <= self.page_count) {
             self.page(*pgno, &mut buf)?;
@@ -101,7 +124,12 @@ impl View {
 
 const SCAN_THREADS: usize = 2;
 
-type Wal = (Option<File>, HashMap<Pgno, u32>, Option<(WalHeader, WalCursor)>, Option<u32>);
+type Wal = (
+    Option<File>,
+    HashMap<Pgno, u32>,
+    Option<(WalHeader, WalCursor)>,
+    Option<u32>,
+);
 
 /// Finds the committed frames of a WAL.
 fn read_wal(paths: &DbPaths) -> Result<Wal, DbError> {
@@ -116,7 +144,9 @@ fn read_wal(paths: &DbPaths) -> Result<Wal, DbError> {
     if read_full(&wal, &mut head, 0).map_err(io())? < head.len() {
         return Ok(none);
     }
-    let Ok(header) = WalHeader::decode(&head) else { return Ok(none) };
+    let Ok(header) = WalHeader::decode(&head) else {
+        return Ok(none);
+    };
     let mut frames = HashMap::new();
     let mut end = header.start();
     let mut page_count = None;

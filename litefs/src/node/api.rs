@@ -13,7 +13,9 @@ use tokio::sync::broadcast;
 
 use super::ports::Ports;
 use crate::db::Db;
-use crate::http::{Event, Export, MetricKind, MetricsText, NodeApi, NodeError, NodeInfo, PrimaryHost};
+use crate::http::{
+    Event, Export, MetricKind, MetricsText, NodeApi, NodeError, NodeInfo, PrimaryHost,
+};
 use crate::ltx::Pos;
 use crate::replication::replicas::Replicas;
 use crate::replication::{DbName, Sink};
@@ -45,9 +47,20 @@ impl Api {
     }
 
     fn tmp(&self) -> Result<(PathBuf, File), NodeError> {
-        let path = self.ports.data_dir.tmp().join(format!("{:016x}.db", rand::random::<u64>()));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        let file = file.map_err(|source| NodeError::Io { what: format!("create {}", path.display()), source })?;
+        let path = self
+            .ports
+            .data_dir
+            .tmp()
+            .join(format!("{:016x}.db", rand::random::<u64>()));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path);
+        let file = file.map_err(|source| NodeError::Io {
+            what: format!("create {}", path.display()),
+            source,
+        })?;
         Ok((path, file))
     }
 }
@@ -64,7 +77,10 @@ impl Drop for Remove {
 }
 
 fn sqlite_error(what: String) -> impl FnOnce(rusqlite::Error) -> NodeError {
-    move |e| NodeError::Io { what, source: std::io::Error::other(e) }
+    move |e| NodeError::Io {
+        what,
+        source: std::io::Error::other(e),
+    }
 }
 
 fn copy(from: &Connection, to: &mut Connection) -> rusqlite::Result<()> {
@@ -107,7 +123,11 @@ impl NodeApi for Api {
     }
 
     fn primary_hostname(&self) -> Option<String> {
-        if self.is_primary() { Some(self.hostname.clone()) } else { self.ports.lag.primary_hostname() }
+        if self.is_primary() {
+            Some(self.hostname.clone())
+        } else {
+            self.ports.lag.primary_hostname()
+        }
     }
 
     fn databases(&self) -> Vec<(DbName, Pos)> {
@@ -124,35 +144,59 @@ impl NodeApi for Api {
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )
         .map_err(sqlite_error(what()))?;
-        from.busy_timeout(BUSY_TIMEOUT).map_err(sqlite_error(what()))?;
+        from.busy_timeout(BUSY_TIMEOUT)
+            .map_err(sqlite_error(what()))?;
         let mut to = Connection::open(&path).map_err(sqlite_error(what()))?;
-        to.pragma_update(None, "synchronous", "off").map_err(sqlite_error(what()))?;
+        to.pragma_update(None, "synchronous", "off")
+            .map_err(sqlite_error(what()))?;
         copy(&from, &mut to).map_err(sqlite_error(what()))?;
         drop(to);
         drop(remove);
-        let len = file.metadata().map_err(|source| NodeError::Io { what: what(), source })?.len();
-        Ok(Export { len: Some(len), bytes: Box::new(file) })
+        let len = file
+            .metadata()
+            .map_err(|source| NodeError::Io {
+                what: what(),
+                source,
+            })?
+            .len();
+        Ok(Export {
+            len: Some(len),
+            bytes: Box::new(file),
+        })
     }
 
     fn import(&self, name: &DbName, bytes: &mut dyn Read) -> Result<Pos, NodeError> {
         if !self.is_primary() {
-            return Err(NodeError::NotPrimary { primary: self.ports.lag.primary_hostname() });
+            return Err(NodeError::NotPrimary {
+                primary: self.ports.lag.primary_hostname(),
+            });
         }
         let what = || format!("import {name}");
-        let io = |source| NodeError::Io { what: what(), source };
-        let bad = |why: String| NodeError::BadDatabase { db: name.clone(), why };
+        let io = |source| NodeError::Io {
+            what: what(),
+            source,
+        };
+        let bad = |why: String| NodeError::BadDatabase {
+            db: name.clone(),
+            why,
+        };
         let (path, mut file) = self.tmp()?;
         let _remove = Remove(path.clone());
         std::io::copy(bytes, &mut file).map_err(io)?;
         let mut head = [0; DB_HEADER_LEN];
-        file.read_exact_at(&mut head, 0).map_err(|_| bad("it is shorter than a header".into()))?;
-        let header = DbHeader::parse(&head).ok_or_else(|| bad("it is not a SQLite database".into()))?;
+        file.read_exact_at(&mut head, 0)
+            .map_err(|_| bad("it is shorter than a header".into()))?;
+        let header =
+            DbHeader::parse(&head).ok_or_else(|| bad("it is not a SQLite database".into()))?;
         if header.is_wal() {
             // It comes without its WAL; read as it is. The copy takes the journal mode of its destination.
-            file.seek(SeekFrom::Start(18)).and_then(|_| file.write_all(&[1, 1])).map_err(io)?;
+            file.seek(SeekFrom::Start(18))
+                .and_then(|_| file.write_all(&[1, 1]))
+                .map_err(io)?;
         }
         drop(file);
-        let from = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sqlite_error(what()))?;
+        let from = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .map_err(sqlite_error(what()))?;
         let check: String = from
             .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
             .map_err(|e| bad(e.to_string()))?;
@@ -165,23 +209,29 @@ impl NodeApi for Api {
         }
         let existed = target.metadata().is_ok_and(|m| m.len() > 0);
         let mut to = Connection::open(&target).map_err(sqlite_error(what()))?;
-        to.busy_timeout(BUSY_TIMEOUT).map_err(sqlite_error(what()))?;
+        to.busy_timeout(BUSY_TIMEOUT)
+            .map_err(sqlite_error(what()))?;
         if existed {
             let size: u32 = to
                 .query_row("PRAGMA page_size", [], |row| row.get(0))
                 .map_err(sqlite_error(what()))?;
             if size != header.page_size.get() {
                 // No WAL can change the page size.
-                to.query_row("PRAGMA journal_mode=delete", [], |_| Ok(())).map_err(sqlite_error(what()))?;
+                to.query_row("PRAGMA journal_mode=delete", [], |_| Ok(()))
+                    .map_err(sqlite_error(what()))?;
             }
         }
         copy(&from, &mut to).map_err(sqlite_error(what()))?;
         if header.is_wal() {
-            to.query_row("PRAGMA journal_mode=wal", [], |_| Ok(())).map_err(sqlite_error(what()))?;
+            to.query_row("PRAGMA journal_mode=wal", [], |_| Ok(()))
+                .map_err(sqlite_error(what()))?;
         }
         drop(to);
         let db = self.find(name)?;
-        db.capture_wal().map_err(|e| NodeError::Io { what: chain(&e), source: std::io::Error::other("capture") })?;
+        db.capture_wal().map_err(|e| NodeError::Io {
+            what: chain(&e),
+            source: std::io::Error::other("capture"),
+        })?;
         Ok(db.pos())
     }
 
@@ -191,13 +241,26 @@ impl NodeApi for Api {
 
     fn metrics(&self, text: &mut MetricsText) {
         if !self.is_primary() {
-            #[expect(clippy::cast_precision_loss, reason = "milliseconds as seconds, for a graph")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "milliseconds as seconds, for a graph"
+            )]
             let lag = self.ports.lag.ms(false) as f64 / 1000.0;
-            text.single("litefs_lag_seconds", MetricKind::Gauge, "How far behind the primary this node is.", lag);
+            text.single(
+                "litefs_lag_seconds",
+                MetricKind::Gauge,
+                "How far behind the primary this node is.",
+                lag,
+            );
         }
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
         let connected = self.replicas.connected_count() as f64;
-        text.single("litefs_http_stream_count", MetricKind::Gauge, "Replicas that follow this node.", connected);
+        text.single(
+            "litefs_http_stream_count",
+            MetricKind::Gauge,
+            "Replicas that follow this node.",
+            connected,
+        );
     }
 }
 
@@ -209,7 +272,9 @@ pub(super) async fn publish_events(ports: Arc<Ports>, events: broadcast::Sender<
             continue;
         }
         for name in names {
-            let Some(db) = ports.store.get(name.as_str()) else { continue };
+            let Some(db) = ports.store.get(name.as_str()) else {
+                continue;
+            };
             let p = db.published();
             // Nobody listening is not an error.
             let _ = events.send(Event::Tx {

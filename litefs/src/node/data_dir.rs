@@ -25,9 +25,12 @@ struct Session {
 impl DataDir {
     /// Makes the directories.
     pub(super) fn open(root: &Path) -> anyhow::Result<DataDir> {
-        let dir = DataDir { root: root.to_owned() };
+        let dir = DataDir {
+            root: root.to_owned(),
+        };
         for path in [dir.files(), dir.metas(), dir.tmp()] {
-            fs::create_dir_all(&path).with_context(|| format!("create directory {}", path.display()))?;
+            fs::create_dir_all(&path)
+                .with_context(|| format!("create directory {}", path.display()))?;
         }
         for entry in fs::read_dir(dir.tmp())?.filter_map(Result::ok) {
             let _ = fs::remove_file(entry.path());
@@ -67,11 +70,19 @@ impl DataDir {
     /// Begins a session. Returns whether what was written last is still in the files: the last one ended cleanly, or
     /// the daemon alone died and the page cache is the same.
     pub(super) fn begin_session(&self) -> anyhow::Result<bool> {
-        let now = Session { boot_id: boot_id(), mount_id: mount_id(&self.root), is_clean: false };
-        let last: Option<Session> =
-            fs::read(self.session()).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let now = Session {
+            boot_id: boot_id(),
+            mount_id: mount_id(&self.root),
+            is_clean: false,
+        };
+        let last: Option<Session> = fs::read(self.session())
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let is_trusted = last.is_some_and(|last| {
-            last.is_clean || (last.boot_id == now.boot_id && last.mount_id == now.mount_id && now.mount_id != 0)
+            last.is_clean
+                || (last.boot_id == now.boot_id
+                    && last.mount_id == now.mount_id
+                    && now.mount_id != 0)
         });
         self.write_durably(&self.session(), &serde_json::to_vec(&now)?)?;
         Ok(is_trusted)
@@ -79,7 +90,11 @@ impl DataDir {
 
     /// Ends a session after everything was synced.
     pub(super) fn end_session(&self) -> anyhow::Result<()> {
-        let session = Session { boot_id: boot_id(), mount_id: mount_id(&self.root), is_clean: true };
+        let session = Session {
+            boot_id: boot_id(),
+            mount_id: mount_id(&self.root),
+            is_clean: true,
+        };
         self.write_durably(&self.session(), &serde_json::to_vec(&session)?)
     }
 
@@ -95,14 +110,20 @@ impl DataDir {
 
     /// Returns the highest epoch seen.
     pub(super) fn epoch(&self) -> u64 {
-        fs::read_to_string(self.root.join("epoch")).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0)
+        fs::read_to_string(self.root.join("epoch"))
+            .ok()
+            .and_then(|s| s.trim().parse().ok())
+            .unwrap_or(0)
     }
 
     pub(super) fn set_epoch(&self, epoch: u64) -> anyhow::Result<()> {
         self.write_durably(&self.root.join("epoch"), format!("{epoch}\n").as_bytes())
     }
 
-    #[expect(clippy::disallowed_methods, reason = "durable here: synced before and after")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "durable here: synced before and after"
+    )]
     fn write_durably(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         let write = || -> std::io::Result<()> {
             let tmp = path.with_extension("tmp");
@@ -117,7 +138,10 @@ impl DataDir {
 }
 
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// Returns a number that no other mount since boot has had, or zero where the kernel (before 6.8) does not tell.
@@ -142,7 +166,11 @@ mod tests {
         assert!(!dir.begin_session().unwrap(), "nothing is known at first");
         let same_cache = mount_id(tmp.path()) != 0;
         assert_eq!(dir.begin_session().unwrap(), same_cache);
-        let other = Session { boot_id: "another".into(), mount_id: 1, is_clean: false };
+        let other = Session {
+            boot_id: "another".into(),
+            mount_id: 1,
+            is_clean: false,
+        };
         fs::write(dir.session(), serde_json::to_vec(&other).unwrap()).unwrap();
         assert!(!dir.begin_session().unwrap());
         dir.end_session().unwrap();

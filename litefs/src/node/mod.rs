@@ -49,7 +49,10 @@ const STATIC_EPOCH: u64 = 1;
 /// # Errors
 /// Whatever keeps the node from starting or running; `crate::exit::code_of` maps it.
 pub fn run(config: Resolved) -> anyhow::Result<i32> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .build()?;
     raise_file_limit();
     let result = runtime.block_on(run_node(config));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -92,9 +95,14 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             threads: usize::from(config.fuse.threads.get()),
         },
     )?;
-    node.passthrough.store(mounted.passthrough(), Ordering::Release);
+    node.passthrough
+        .store(mounted.passthrough(), Ordering::Release);
     *node.invalidator.lock() = Some(mounted.invalidator());
-    let watching = if is_primary { Some(watcher.start(store.clone()).context("watch files")?) } else { None };
+    let watching = if is_primary {
+        Some(watcher.start(store.clone()).context("watch files")?)
+    } else {
+        None
+    };
     tracing::info!(mount = %config.fuse.dir.display(), passthrough = mounted.passthrough(), "mounted");
 
     let ports = Arc::new(Ports {
@@ -111,11 +119,18 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     });
     let (events, _) = broadcast::channel(1024);
     let replicas = Replicas::new();
-    let hostname = if is_primary { config.lease.hostname.clone() } else { os_hostname() };
+    let hostname = if is_primary {
+        config.lease.hostname.clone()
+    } else {
+        os_hostname()
+    };
     let sender = Sender::new(
         ports.clone(),
         replicas.clone(),
-        SendConfig { hostname: hostname.clone(), ..SendConfig::default() },
+        SendConfig {
+            hostname: hostname.clone(),
+            ..SendConfig::default()
+        },
     );
     let api = Arc::new(Api {
         ports: ports.clone(),
@@ -129,7 +144,11 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let (stop_http, http_stopped) = oneshot::channel::<()>();
     let http = {
         let router = server.router();
-        tokio::spawn(async move { server.serve(listener, router, async { drop(http_stopped.await) }).await })
+        tokio::spawn(async move {
+            server
+                .serve(listener, router, async { drop(http_stopped.await) })
+                .await
+        })
     };
     let (target, targets) = watch::channel(None);
     if !is_primary {
@@ -149,7 +168,9 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let upkeep = {
         let store = store.clone();
         let pace = config.data.retention_monitor_interval;
-        std::thread::Builder::new().name("upkeep".into()).spawn(move || upkeep(&store, pace, &upkeep_stopped))?
+        std::thread::Builder::new()
+            .name("upkeep".into())
+            .spawn(move || upkeep(&store, pace, &upkeep_stopped))?
     };
 
     let code = supervise(&config, &mut signals, &ports, is_primary).await;
@@ -216,7 +237,8 @@ async fn supervise(
         while !asks_to_stop(signals.recv().await) {}
         return Ok(0);
     }
-    let supervisor = Supervisor::start(config.exec.clone(), config.is_candidate()).context("start programs")?;
+    let supervisor =
+        Supervisor::start(config.exec.clone(), config.is_candidate()).context("start programs")?;
     loop {
         tokio::select! {
             code = supervisor.wait() => return Ok(code?),
@@ -232,7 +254,11 @@ async fn supervise(
     }
 }
 
-fn make_context(config: &Resolved, data_dir: &DataDir, is_primary: bool) -> anyhow::Result<Arc<NodeContext>> {
+fn make_context(
+    config: &Resolved,
+    data_dir: &DataDir,
+    is_primary: bool,
+) -> anyhow::Result<Arc<NodeContext>> {
     if is_primary {
         if data_dir.cluster_id().is_none() {
             data_dir.set_cluster_id(&format!("LFSC{:016X}", rand::random::<u64>()))?;
@@ -264,7 +290,8 @@ fn make_context(config: &Resolved, data_dir: &DataDir, is_primary: bool) -> anyh
 fn prepare_mount_point(config: &Resolved) -> anyhow::Result<()> {
     let dir = &config.fuse.dir;
     if !config.fuse.skip_unmount
-        && fuse::clean_stale_mount(dir).with_context(|| format!("clean up the mount at {}", dir.display()))?
+        && fuse::clean_stale_mount(dir)
+            .with_context(|| format!("clean up the mount at {}", dir.display()))?
     {
         tracing::warn!(mount = %dir.display(), "removed the mount of a daemon that was killed");
     }
@@ -297,14 +324,23 @@ fn filter_names(config: &Resolved) -> anyhow::Result<Vec<DbName>> {
 }
 
 fn os_hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// A database takes a few descriptors; a thousand take more than the usual soft limit.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    ) {
         tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }
@@ -335,7 +371,9 @@ fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Rece
                     Ok(()) => {
                         persisted.insert(db.name().clone(), db.pos());
                     }
-                    Err(error) => tracing::warn!(db = %db.name(), error = chain(&error), "write checksums"),
+                    Err(error) => {
+                        tracing::warn!(db = %db.name(), error = chain(&error), "write checksums")
+                    }
                 }
             }
         }

@@ -14,8 +14,8 @@ use crate::db::{Db, DbError, NodeContext, PageCopyReader, PageCopyWriter, record
 use crate::lag::Lag;
 use crate::ltx::{PageSize, Pgno, Pos};
 use crate::replication::{
-    Applied, Batch, Changes, DbName, Fetch, PrimaryInfo, Record, Sink, SinkError, SnapshotReader, SnapshotRequest,
-    SnapshotStart, SnapshotWriter, Source, SourceError,
+    Applied, Batch, Changes, DbName, Fetch, PrimaryInfo, Record, Sink, SinkError, SnapshotReader,
+    SnapshotRequest, SnapshotStart, SnapshotWriter, Source, SourceError,
 };
 use crate::store::{Store, chain};
 
@@ -39,20 +39,27 @@ pub(super) struct Ports {
 
 impl Ports {
     fn db(&self, name: &DbName) -> Result<Arc<Db>, SinkError> {
-        self.store.get_or_create(name).map_err(|e| sink_error(name, e))
+        self.store
+            .get_or_create(name)
+            .map_err(|e| sink_error(name, e))
     }
 
     fn check_epoch(&self, sent: u64) -> Result<(), SinkError> {
         let seen = self.seen_epoch.load(Ordering::Acquire);
-        if sent < seen { Err(SinkError::StaleEpoch { sent, seen }) } else { Ok(()) }
+        if sent < seen {
+            Err(SinkError::StaleEpoch { sent, seen })
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn source_error(db: &DbName, error: DbError) -> SourceError {
     match error {
-        DbError::Io { what, path, source } => {
-            SourceError::Io { what: format!("{db}: {what} {}", path.display()), source }
-        }
+        DbError::Io { what, path, source } => SourceError::Io {
+            what: format!("{db}: {what} {}", path.display()),
+            source,
+        },
         other => SourceError::Corrupt(format!("{db}: {}", chain(&other))),
     }
 }
@@ -60,13 +67,19 @@ fn source_error(db: &DbName, error: DbError) -> SourceError {
 fn sink_error(db: &DbName, error: DbError) -> SinkError {
     match error {
         DbError::PosMismatch { have, want } => SinkError::PosMismatch { have, want },
-        DbError::Ltx { .. } | DbError::Corrupt { .. } => SinkError::Invalid(format!("{db}: {}", chain(&error))),
-        DbError::Io { what, path, source } => {
-            SinkError::Io { what: format!("{db}: {what} {}", path.display()), source }
+        DbError::Ltx { .. } | DbError::Corrupt { .. } => {
+            SinkError::Invalid(format!("{db}: {}", chain(&error)))
         }
+        DbError::Io { what, path, source } => SinkError::Io {
+            what: format!("{db}: {what} {}", path.display()),
+            source,
+        },
         other => {
             let source = std::io::Error::from_raw_os_error(other.errno());
-            SinkError::Io { what: format!("{db}: {}", chain(&other)), source }
+            SinkError::Io {
+                what: format!("{db}: {}", chain(&other)),
+                source,
+            }
         }
     }
 }
@@ -81,7 +94,9 @@ impl Source for Ports {
     }
 
     fn epoch(&self) -> Option<u64> {
-        self.node.is_primary().then(|| self.node.epoch.load(Ordering::Acquire))
+        self.node
+            .is_primary()
+            .then(|| self.node.epoch.load(Ordering::Acquire))
     }
 
     fn databases(&self) -> Vec<(DbName, Pos)> {
@@ -92,8 +107,15 @@ impl Source for Ports {
         self.node.hub.subscribe()
     }
 
-    fn read_after(&self, name: &DbName, after: Pos, max_bytes: usize) -> Result<Fetch, SourceError> {
-        let Some(db) = self.store.get(name.as_str()) else { return Ok(Fetch::Unknown) };
+    fn read_after(
+        &self,
+        name: &DbName,
+        after: Pos,
+        max_bytes: usize,
+    ) -> Result<Fetch, SourceError> {
+        let Some(db) = self.store.get(name.as_str()) else {
+            return Ok(Fetch::Unknown);
+        };
         let end = db.log().end_pos();
         if end.txid.0 == 0 {
             return Ok(Fetch::Unknown);
@@ -106,31 +128,53 @@ impl Source for Ports {
         }
         let snapshot = |why: String| Ok(Fetch::NeedSnapshot { why });
         if after.txid >= end.txid {
-            return snapshot(format!("replica is at {after}, which is not in the history that ends at {end}"));
+            return snapshot(format!(
+                "replica is at {after}, which is not in the history that ends at {end}"
+            ));
         }
         let read = db.log().read_after(after.txid, max_bytes);
         match read.map_err(|e| SourceError::Corrupt(format!("{name}: {}", chain(&e))))? {
             ReadAfter::Records(records) => {
-                let Some(first) = records.first() else { return Ok(Fetch::UpToDate) };
+                let Some(first) = records.first() else {
+                    return Ok(Fetch::UpToDate);
+                };
                 if first.meta.min_txid.prev() == after.txid && first.meta.pre_apply_pos() != after {
-                    return snapshot(format!("replica is at {after}, which is not in this history"));
+                    return snapshot(format!(
+                        "replica is at {after}, which is not in this history"
+                    ));
                 }
                 let records = records
                     .into_iter()
-                    .map(|r| Record { meta: record_from_log(&r.meta), ltx: r.ltx })
+                    .map(|r| Record {
+                        meta: record_from_log(&r.meta),
+                        ltx: r.ltx,
+                    })
                     .collect();
                 Ok(Fetch::Records(records))
             }
             ReadAfter::CaughtUp => Ok(Fetch::UpToDate),
-            ReadAfter::NotAvailable { base } => snapshot(format!("replica is at {after}, the log begins at {base}")),
+            ReadAfter::NotAvailable { base } => {
+                snapshot(format!("replica is at {after}, the log begins at {base}"))
+            }
         }
     }
 
-    fn open_snapshot(&self, name: &DbName, request: SnapshotRequest) -> Result<Box<dyn SnapshotReader>, SourceError> {
-        let db = self.store.get(name.as_str()).ok_or_else(|| SourceError::NotFound(name.clone()))?;
+    fn open_snapshot(
+        &self,
+        name: &DbName,
+        request: SnapshotRequest,
+    ) -> Result<Box<dyn SnapshotReader>, SourceError> {
+        let db = self
+            .store
+            .get(name.as_str())
+            .ok_or_else(|| SourceError::NotFound(name.clone()))?;
         let reader = PageCopyReader::open(db, request.have.unwrap_or_default(), request.resume_at)
             .map_err(|e| source_error(name, e))?;
-        Ok(Box::new(Reader { name: name.clone(), reader, first_pass: true }))
+        Ok(Box::new(Reader {
+            name: name.clone(),
+            reader,
+            first_pass: true,
+        }))
     }
 
     fn now_ms(&self) -> i64 {
@@ -163,13 +207,18 @@ impl SnapshotReader for Reader {
 
     fn next_pages(&mut self, max_bytes: usize) -> Result<Vec<(Pgno, Bytes)>, SourceError> {
         if self.first_pass {
-            let pages = self.reader.next_pages(max_bytes).map_err(|e| source_error(&self.name, e))?;
+            let pages = self
+                .reader
+                .next_pages(max_bytes)
+                .map_err(|e| source_error(&self.name, e))?;
             if !pages.is_empty() {
                 return Ok(pages);
             }
             self.first_pass = false;
         }
-        self.reader.corrections().map_err(|e| source_error(&self.name, e))
+        self.reader
+            .corrections()
+            .map_err(|e| source_error(&self.name, e))
     }
 
     fn finish(&mut self) -> Result<Pos, SourceError> {
@@ -185,7 +234,10 @@ impl Sink for Ports {
     fn adopt_cluster_id(&self, id: &str) -> Result<(), SinkError> {
         self.data_dir
             .set_cluster_id(id)
-            .map_err(|e| SinkError::Io { what: format!("{e:#}"), source: std::io::Error::other("cluster id") })?;
+            .map_err(|e| SinkError::Io {
+                what: format!("{e:#}"),
+                source: std::io::Error::other("cluster id"),
+            })?;
         *self.cluster_id.lock() = Some(id.to_owned());
         Ok(())
     }
@@ -201,9 +253,10 @@ impl Sink for Ports {
     fn observe_epoch(&self, epoch: u64) -> Result<(), SinkError> {
         self.check_epoch(epoch)?;
         if epoch > self.seen_epoch.load(Ordering::Acquire) {
-            self.data_dir
-                .set_epoch(epoch)
-                .map_err(|e| SinkError::Io { what: format!("{e:#}"), source: std::io::Error::other("epoch") })?;
+            self.data_dir.set_epoch(epoch).map_err(|e| SinkError::Io {
+                what: format!("{e:#}"),
+                source: std::io::Error::other("epoch"),
+            })?;
             self.seen_epoch.fetch_max(epoch, Ordering::AcqRel);
             self.node.epoch.fetch_max(epoch, Ordering::AcqRel);
         }
@@ -211,7 +264,12 @@ impl Sink for Ports {
     }
 
     fn positions(&self) -> Vec<(DbName, Pos)> {
-        self.store.all().iter().map(|db| (db.name().clone(), db.pos())).filter(|(_, pos)| pos.txid.0 > 0).collect()
+        self.store
+            .all()
+            .iter()
+            .map(|db| (db.name().clone(), db.pos()))
+            .filter(|(_, pos)| pos.txid.0 > 0)
+            .collect()
     }
 
     fn filter(&self) -> Vec<DbName> {
@@ -221,7 +279,8 @@ impl Sink for Ports {
     fn apply(&self, name: &DbName, batch: Batch) -> Result<Applied, SinkError> {
         self.check_epoch(batch.sender_epoch)?;
         let db = self.db(name)?;
-        db.apply(&batch.records, batch.sync).map_err(|e| sink_error(name, e))?;
+        db.apply(&batch.records, batch.sync)
+            .map_err(|e| sink_error(name, e))?;
         Ok(db.applied())
     }
 
@@ -237,7 +296,9 @@ impl Sink for Ports {
     }
 
     fn page_checksums(&self, name: &DbName) -> Result<Option<Vec<u64>>, SinkError> {
-        let Some(db) = self.store.get(name.as_str()) else { return Ok(None) };
+        let Some(db) = self.store.get(name.as_str()) else {
+            return Ok(None);
+        };
         let (_, sums) = db.checksums();
         Ok((sums.page_count() > 0).then(|| sums.to_raw()))
     }
@@ -246,33 +307,53 @@ impl Sink for Ports {
         self.paused.lock().get(name)?.resume_point()
     }
 
-    fn begin_snapshot(&self, name: &DbName, s: SnapshotStart) -> Result<Box<dyn SnapshotWriter>, SinkError> {
+    fn begin_snapshot(
+        &self,
+        name: &DbName,
+        s: SnapshotStart,
+    ) -> Result<Box<dyn SnapshotWriter>, SinkError> {
         self.check_epoch(s.sender_epoch)?;
         let db = self.db(name)?;
-        let page_size = PageSize::new(s.page_size)
-            .ok_or_else(|| SinkError::Invalid(format!("{name}: page size {} in a page copy", s.page_size)))?;
-        let paused = self.paused.lock().remove(name).filter(|w| w.resume_point() == Some((s.start, s.next)));
+        let page_size = PageSize::new(s.page_size).ok_or_else(|| {
+            SinkError::Invalid(format!("{name}: page size {} in a page copy", s.page_size))
+        })?;
+        let paused = self
+            .paused
+            .lock()
+            .remove(name)
+            .filter(|w| w.resume_point() == Some((s.start, s.next)));
         let writer = match paused {
             Some(writer) if s.next > Pgno::ONE => writer,
             _ if s.next > Pgno::ONE => {
-                return Err(SinkError::Invalid(format!("{name}: nothing to go on with at page {}", s.next)));
+                return Err(SinkError::Invalid(format!(
+                    "{name}: nothing to go on with at page {}",
+                    s.next
+                )));
             }
             _ => PageCopyWriter::begin(db, s.start, page_size, s.page_count, s.is_difference)
                 .map_err(|e| sink_error(name, e))?,
         };
         tracing::info!(db = %name, start = %s.start, pages = s.page_count, difference = s.is_difference, next = %s.next, "page copy begins");
         let db = self.db(name)?;
-        Ok(Box::new(Writer { paused: self.paused.clone(), db, writer: Some(writer) }))
+        Ok(Box::new(Writer {
+            paused: self.paused.clone(),
+            db,
+            writer: Some(writer),
+        }))
     }
 
     fn applied(&self, name: &DbName) -> Applied {
-        self.store.get(name.as_str()).map(|db| db.applied()).unwrap_or_default()
+        self.store
+            .get(name.as_str())
+            .map(|db| db.applied())
+            .unwrap_or_default()
     }
 
     fn heartbeat(&self, primary_ms: i64, caught_up: bool) {
         self.lag.heard(primary_ms, caught_up);
         if caught_up {
-            self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+            self.ready
+                .send_if_modified(|ready| !std::mem::replace(ready, true));
         }
     }
 
@@ -296,8 +377,12 @@ struct Writer {
 
 impl SnapshotWriter for Writer {
     fn pages(&mut self, pages: Vec<(Pgno, Bytes)>) -> Result<(), SinkError> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
-        writer.pages(&pages).map_err(|e| sink_error(self.db.name(), e))
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        writer
+            .pages(&pages)
+            .map_err(|e| sink_error(self.db.name(), e))
     }
 
     fn records(&mut self, records: Vec<Record>) -> Result<(), SinkError> {

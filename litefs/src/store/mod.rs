@@ -79,7 +79,10 @@ impl Store {
     /// Finds databases among the files that nobody told us of.
     fn adopt_all(&self, dir: &Path) -> Result<(), DbError> {
         let path = self.node.files.join(dir);
-        for entry in fs::read_dir(&path).map_err(DbError::io("read directory", &path))?.filter_map(Result::ok) {
+        for entry in fs::read_dir(&path)
+            .map_err(DbError::io("read directory", &path))?
+            .filter_map(Result::ok)
+        {
             let relative = dir.join(entry.file_name());
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => self.adopt_all(&relative)?,
@@ -114,7 +117,11 @@ impl Store {
     /// Returns databases that could not be opened, with why.
     #[must_use]
     pub fn broken(&self) -> Vec<(DbName, String)> {
-        self.broken.read().iter().map(|(n, e)| (n.clone(), e.clone())).collect()
+        self.broken
+            .read()
+            .iter()
+            .map(|(n, e)| (n.clone(), e.clone()))
+            .collect()
     }
 
     /// Returns a database, making the record of it if it is new.
@@ -130,7 +137,10 @@ impl Store {
             return Ok(db.clone());
         }
         if let Some(error) = self.broken.read().get(name) {
-            return Err(DbError::Corrupt { what: error.clone(), path: name.as_str().into() });
+            return Err(DbError::Corrupt {
+                what: error.clone(),
+                path: name.as_str().into(),
+            });
         }
         let meta = self.make_meta(name)?;
         let db = Arc::new(Db::open(self.node.clone(), name.clone(), meta, true)?);
@@ -139,7 +149,10 @@ impl Store {
     }
 
     fn make_meta(&self, name: &DbName) -> Result<PathBuf, DbError> {
-        let meta = self.node.metas.join(format!("{:016x}", rand::random::<u64>()));
+        let meta = self
+            .node
+            .metas
+            .join(format!("{:016x}", rand::random::<u64>()));
         fs::create_dir_all(&meta).map_err(DbError::io("create directory", &meta))?;
         let path = meta.join("name");
         let write = || {
@@ -174,7 +187,12 @@ impl Store {
     /// Returns databases at or below a path.
     #[must_use]
     pub fn below(&self, dir: &Path) -> Vec<Arc<Db>> {
-        self.dbs.read().values().filter(|db| db.paths().relative.starts_with(dir)).cloned().collect()
+        self.dbs
+            .read()
+            .values()
+            .filter(|db| db.paths().relative.starts_with(dir))
+            .cloned()
+            .collect()
     }
 }
 

@@ -47,8 +47,18 @@ pub struct LiteVolume {
 impl LiteVolume {
     /// Makes the volume of a store.
     #[must_use]
-    pub fn new(node: Arc<NodeContext>, store: Arc<Store>, watcher: Arc<Watcher>, lag: Arc<Lag>) -> LiteVolume {
-        LiteVolume { node, store, watcher, lag }
+    pub fn new(
+        node: Arc<NodeContext>,
+        store: Arc<Store>,
+        watcher: Arc<Watcher>,
+        lag: Arc<Lag>,
+    ) -> LiteVolume {
+        LiteVolume {
+            node,
+            store,
+            watcher,
+            lag,
+        }
     }
 
     fn is_own(&self, caller: Caller) -> bool {
@@ -62,7 +72,9 @@ impl LiteVolume {
 
     /// Returns whether a companion's name belongs to a file that is, or could become, a database.
     fn has_main(&self, main: &Path) -> bool {
-        self.store.at(main).is_some_and(|db| db.published().page_count > 0)
+        self.store
+            .at(main)
+            .is_some_and(|db| db.published().page_count > 0)
             || std::fs::symlink_metadata(self.node.files.join(main)).is_ok_and(|m| m.is_file())
     }
 
@@ -72,7 +84,11 @@ impl LiteVolume {
             return Serve::Passthrough;
         }
         match Role::of(request.path) {
-            Role::Journal(main) if !request.create && self.has_main(&main) && self.journal_is_kept(request.path) => {
+            Role::Journal(main)
+                if !request.create
+                    && self.has_main(&main)
+                    && self.journal_is_kept(request.path) =>
+            {
                 // PERSIST: the commit point is a write of the header, which must be seen.
                 Serve::Cached
             }
@@ -89,19 +105,27 @@ impl LiteVolume {
     }
 
     fn open_on_replica(&self, request: &OpenRequest<'_>) -> Result<OpenAnswer, Errno> {
-        let passthrough = |mark| Ok(OpenAnswer { serve: Serve::Passthrough, mark });
+        let passthrough = |mark| {
+            Ok(OpenAnswer {
+                serve: Serve::Passthrough,
+                mark,
+            })
+        };
         match Role::of(request.path) {
             Role::Main => match self.store.at(request.path) {
                 Some(db) if db.published().page_count > 0 => {
                     if request.writable {
                         return Err(Errno::EROFS);
                     }
-                    db.open_for_readers().map_err(|e| refuse(&db, "open for readers", &e))?;
+                    db.open_for_readers()
+                        .map_err(|e| refuse(&db, "open for readers", &e))?;
                     passthrough(MARK_READER)
                 }
                 _ => passthrough(MARK_PLAIN),
             },
-            Role::Wal(main) | Role::Journal(main) if request.writable && self.has_main(&main) => Err(Errno::EROFS),
+            Role::Wal(main) | Role::Journal(main) if request.writable && self.has_main(&main) => {
+                Err(Errno::EROFS)
+            }
             _ => passthrough(MARK_PLAIN),
         }
     }
@@ -118,12 +142,18 @@ impl LiteVolume {
             }
             Op::Truncate { path, size } => return self.before_truncate(path, *size),
             Op::Unlink { path } => self.before_unlink(path)?,
-            Op::Write { path, offset: 0, data, .. } if data.len() >= journal::JOURNAL_HEADER_LEN => {
+            Op::Write {
+                path,
+                offset: 0,
+                data,
+                ..
+            } if data.len() >= journal::JOURNAL_HEADER_LEN => {
                 if let Role::Journal(main) = Role::of(path)
                     && journal::is_zeroed_header(&data[..journal::JOURNAL_HEADER_LEN])
                     && let Some(db) = self.owner(&main)
                 {
-                    db.capture_journal().map_err(|e| refuse(&db, "capture journal", &e))?;
+                    db.capture_journal()
+                        .map_err(|e| refuse(&db, "capture journal", &e))?;
                 }
             }
             Op::Fsync { path } => {
@@ -134,7 +164,12 @@ impl LiteVolume {
                 }
             }
             Op::Rename { from, to, .. } => self.before_rename(from, to)?,
-            Op::Link { from, .. } if self.store.at(from).is_some_and(|db| db.published().page_count > 0) => {
+            Op::Link { from, .. }
+                if self
+                    .store
+                    .at(from)
+                    .is_some_and(|db| db.published().page_count > 0) =>
+            {
                 return Err(Errno::EPERM);
             }
             _ => {}
@@ -147,17 +182,20 @@ impl LiteVolume {
             Role::Main => {
                 if let Some(db) = self.store.at(path) {
                     // The checkpoint hook.
-                    db.before_wal_reset().map_err(|e| refuse(&db, "capture before checkpoint", &e))?;
+                    db.before_wal_reset()
+                        .map_err(|e| refuse(&db, "capture before checkpoint", &e))?;
                 }
             }
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.before_wal_reset().map_err(|e| refuse(&db, "capture before wal truncation", &e))?;
+                    db.before_wal_reset()
+                        .map_err(|e| refuse(&db, "capture before wal truncation", &e))?;
                 }
             }
             Role::Journal(main) if size == 0 => {
                 if let Some(db) = self.owner(&main) {
-                    db.capture_journal().map_err(|e| refuse(&db, "capture journal", &e))?;
+                    db.capture_journal()
+                        .map_err(|e| refuse(&db, "capture journal", &e))?;
                 }
             }
             Role::Shm(main) if size == FRESH_SHM_LEN && self.store.at(&main).is_some() => {
@@ -177,19 +215,24 @@ impl LiteVolume {
     /// checkpoint leaves. The caller holds the dead man's switch exclusively: nobody else looks at the file.
     fn write_fresh_index(&self, path: &Path, main: &Path) -> std::io::Result<bool> {
         let files = &self.node.files;
-        let wal = strip_suffix(path, "-shm").map(|db| crate::db::paths::with_suffix(&db, "-wal")).unwrap_or_default();
+        let wal = strip_suffix(path, "-shm")
+            .map(|db| crate::db::paths::with_suffix(&db, "-wal"))
+            .unwrap_or_default();
         if std::fs::metadata(files.join(wal)).is_ok_and(|m| m.len() > 0) {
             return Ok(false);
         }
         let main = File::open(files.join(main))?;
         let mut head = [0; DB_HEADER_LEN];
         main.read_exact_at(&mut head, 0)?;
-        let Some(db) = DbHeader::parse(&head).filter(DbHeader::is_wal) else { return Ok(false) };
+        let Some(db) = DbHeader::parse(&head).filter(DbHeader::is_wal) else {
+            return Ok(false);
+        };
         let len = main.metadata()?.len();
         if len % u64::from(db.page_size.get()) != 0 {
             return Ok(false);
         }
-        let n_page = u32::try_from(len / u64::from(db.page_size.get())).map_err(std::io::Error::other)?;
+        let n_page =
+            u32::try_from(len / u64::from(db.page_size.get())).map_err(std::io::Error::other)?;
         if n_page != header::page_count(&db, len) && db.page_count_in_header.is_some() {
             return Ok(false);
         }
@@ -199,9 +242,14 @@ impl LiteVolume {
             checkpoint_seq: 0,
             salts: WalSalts(0, 0),
         };
-        let shm = std::fs::OpenOptions::new().write(true).open(files.join(path))?;
+        let shm = std::fs::OpenOptions::new()
+            .write(true)
+            .open(files.join(path))?;
         shm.set_len(0)?;
-        shm.write_all_at(&wal_index::fresh_block(&WalIndexHeader::of_empty(&wal, n_page)), 0)?;
+        shm.write_all_at(
+            &wal_index::fresh_block(&WalIndexHeader::of_empty(&wal, n_page)),
+            0,
+        )?;
         Ok(true)
     }
 
@@ -209,17 +257,20 @@ impl LiteVolume {
         match Role::of(path) {
             Role::Main => {
                 if let Some(db) = self.store.at(path) {
-                    db.capture_wal().map_err(|e| refuse(&db, "capture before removal", &e))?;
+                    db.capture_wal()
+                        .map_err(|e| refuse(&db, "capture before removal", &e))?;
                 }
             }
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.before_wal_reset().map_err(|e| refuse(&db, "capture before wal removal", &e))?;
+                    db.before_wal_reset()
+                        .map_err(|e| refuse(&db, "capture before wal removal", &e))?;
                 }
             }
             Role::Journal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.capture_journal().map_err(|e| refuse(&db, "capture journal", &e))?;
+                    db.capture_journal()
+                        .map_err(|e| refuse(&db, "capture journal", &e))?;
                 }
             }
             Role::Shm(_) => {}
@@ -234,14 +285,17 @@ impl LiteVolume {
             touched.extend(self.owner(&main));
         }
         for db in touched {
-            db.before_wal_reset().map_err(|e| refuse(&db, "capture before rename", &e))?;
+            db.before_wal_reset()
+                .map_err(|e| refuse(&db, "capture before rename", &e))?;
         }
         Ok(())
     }
 
     /// Makes a database of an ordinary or empty file: SQLite has just made a companion beside it.
     fn become_database(&self, main: &Path) -> Result<(), Errno> {
-        let Some(name) = main.to_str().and_then(|s| s.parse().ok()) else { return Ok(()) };
+        let Some(name) = main.to_str().and_then(|s| s.parse().ok()) else {
+            return Ok(());
+        };
         self.watcher.watch_parent_of(main);
         if let Err(error) = self.store.get_or_create(&name) {
             tracing::error!(db = %name, error = chain(&error), "cannot keep a log for the database, so its writes are refused");
@@ -297,14 +351,23 @@ impl fuse::Volume for LiteVolume {
     fn virtual_file(&self, path: &Path) -> Option<VirtualFile> {
         let text = |data: String, ms: i64| {
             let mtime = UNIX_EPOCH + Duration::from_millis(ms.try_into().unwrap_or(0));
-            Some(VirtualFile { data: data.into_bytes(), mtime })
+            Some(VirtualFile {
+                data: data.into_bytes(),
+                mtime,
+            })
         };
         match path.to_str()? {
             ".primary" => {
-                let host = self.lag.primary_hostname().filter(|_| !self.node.is_primary())?;
+                let host = self
+                    .lag
+                    .primary_hostname()
+                    .filter(|_| !self.node.is_primary())?;
                 text(format!("{host}\n"), self.lag.primary_ms())
             }
-            ".lag" => text(format!("{:+010}\n", self.lag.ms(self.node.is_primary())), self.lag.primary_ms()),
+            ".lag" => text(
+                format!("{:+010}\n", self.lag.ms(self.node.is_primary())),
+                self.lag.primary_ms(),
+            ),
             _ => {
                 let db = self.store.at(&strip_suffix(path, "-pos")?)?;
                 let published = db.published();
@@ -348,7 +411,10 @@ impl fuse::Volume for LiteVolume {
         !self.node.is_primary()
             && !request.writable
             && matches!(Role::of(request.path), Role::Main)
-            && self.store.at(request.path).is_some_and(|db| db.published().page_count > 0 && !db.serves_readers())
+            && self
+                .store
+                .at(request.path)
+                .is_some_and(|db| db.published().page_count > 0 && !db.serves_readers())
             && !self.is_own(request.caller)
     }
 
@@ -356,10 +422,16 @@ impl fuse::Volume for LiteVolume {
         let own = self.is_own(request.caller);
         if self.node.is_primary() {
             let mark = if own { MARK_OWN } else { MARK_PLAIN };
-            return Ok(OpenAnswer { serve: self.open_on_primary(request, own), mark });
+            return Ok(OpenAnswer {
+                serve: self.open_on_primary(request, own),
+                mark,
+            });
         }
         if own {
-            return Ok(OpenAnswer { serve: Serve::Passthrough, mark: MARK_OWN });
+            return Ok(OpenAnswer {
+                serve: Serve::Passthrough,
+                mark: MARK_OWN,
+            });
         }
         self.open_on_replica(request)
     }
@@ -369,7 +441,11 @@ impl fuse::Volume for LiteVolume {
             if let Some(db) = self.store.at(path) {
                 db.closed_by_reader();
             }
-        } else if mark == MARK_PLAIN && writable && self.node.is_primary() && Role::of(path) == Role::Main {
+        } else if mark == MARK_PLAIN
+            && writable
+            && self.node.is_primary()
+            && Role::of(path) == Role::Main
+        {
             self.watcher.look_at(path);
         }
     }
@@ -382,19 +458,37 @@ impl fuse::Volume for LiteVolume {
             return Ok(Flow::Proceed);
         }
         let is_database = |path: &Path| match Role::of(path) {
-            Role::Main => self.store.at(path).is_some_and(|db| db.published().page_count > 0),
+            Role::Main => self
+                .store
+                .at(path)
+                .is_some_and(|db| db.published().page_count > 0),
             Role::Wal(main) | Role::Journal(main) => self.has_main(&main),
-            Role::Shm(main) => self.store.at(&main).is_some_and(|db| db.published().page_count > 0),
+            Role::Shm(main) => self
+                .store
+                .at(&main)
+                .is_some_and(|db| db.published().page_count > 0),
         };
         let refused = match op {
-            Op::Create { path } | Op::Unlink { path } | Op::Truncate { path, .. } => is_database(path),
+            Op::Create { path } | Op::Unlink { path } | Op::Truncate { path, .. } => {
+                is_database(path)
+            }
             Op::Rename { from, to, .. } => {
-                is_database(from) || is_database(to) || self.store.below(from).iter().any(|d| d.published().page_count > 0)
+                is_database(from)
+                    || is_database(to)
+                    || self
+                        .store
+                        .below(from)
+                        .iter()
+                        .any(|d| d.published().page_count > 0)
             }
             Op::Link { from, to } => is_database(from) || is_database(to),
             _ => false,
         };
-        if refused { Err(Errno::EROFS) } else { Ok(Flow::Proceed) }
+        if refused {
+            Err(Errno::EROFS)
+        } else {
+            Ok(Flow::Proceed)
+        }
     }
 
     fn after(&self, op: &Op<'_>, _caller: Caller) {

@@ -43,9 +43,15 @@ mod tests {
 
     #[test]
     fn companions_are_told_by_suffix() {
-        assert_eq!(Role::of(Path::new("a/b.db-wal")), Role::Wal("a/b.db".into()));
+        assert_eq!(
+            Role::of(Path::new("a/b.db-wal")),
+            Role::Wal("a/b.db".into())
+        );
         assert_eq!(Role::of(Path::new("b.db-shm")), Role::Shm("b.db".into()));
-        assert_eq!(Role::of(Path::new("b.db-journal")), Role::Journal("b.db".into()));
+        assert_eq!(
+            Role::of(Path::new("b.db-journal")),
+            Role::Journal("b.db".into())
+        );
         assert_eq!(Role::of(Path::new("-wal")), Role::Main);
         assert_eq!(Role::of(Path::new("b.db")), Role::Main);
     }

@@ -115,7 +115,9 @@ pub fn ltx_meta(bytes: &[u8]) -> Result<RecordMeta, BoxError> {
         epoch: 0,
         min_txid: header.min_txid,
         max_txid: header.max_txid,
-        pre_apply_checksum: header.pre_apply_checksum.unwrap_or(crate::ltx::Checksum::EMPTY),
+        pre_apply_checksum: header
+            .pre_apply_checksum
+            .unwrap_or(crate::ltx::Checksum::EMPTY),
         post_apply_checksum: post,
         timestamp_ms: header.timestamp_ms,
         commit: header.commit,
