@@ -175,7 +175,14 @@ impl<V: Volume> Shared<V> {
                 attr::from_stat(self.inodes.intern(attr::key(&st), &path).ino, &st),
                 KEEP,
             )),
-            Err(e) if e.code() == libc::ENOENT => Ok((attr::negative(), KEEP)),
+            Err(e) if e.code() == libc::ENOENT => {
+                let keep = if self.volume.may_appear(&path) {
+                    NO_KEEP
+                } else {
+                    KEEP
+                };
+                Ok((attr::negative(), keep))
+            }
             Err(e) => Err(e),
         }
     }

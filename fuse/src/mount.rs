@@ -146,7 +146,8 @@ pub fn is_mounted(path: &Path) -> io::Result<bool> {
 pub fn clean_stale_mount(path: &Path) -> io::Result<bool> {
     let mut found = false;
     while is_mounted(path)? {
-        match std::fs::metadata(path) {
+        // Attributes may be answered from the kernel's cache; this is always asked of the daemon.
+        match rustix::fs::statfs(path).map_err(io::Error::from) {
             Err(e)
                 if matches!(
                     e.raw_os_error(),

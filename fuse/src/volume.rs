@@ -144,6 +144,11 @@ pub trait Volume: Send + Sync + 'static {
     /// Returns whether the path is kept for a virtual file, whether or not it is there now.
     fn is_virtual_name(&self, path: &Path) -> bool;
 
+    /// Returns whether a name that stands for nothing may become that of a virtual file.
+    fn may_appear(&self, _path: &Path) -> bool {
+        false
+    }
+
     /// Returns the names of virtual files to list in a directory.
     fn virtual_names(&self, dir: &Path) -> Vec<OsString>;
 

@@ -22,10 +22,18 @@ use crate::store::{Store, chain, is_database};
 
 /// How long a burst of WAL commits is let gather.
 const WAL_GATHER: Duration = Duration::from_micros(200);
+/// How long it is while one burst follows the other: a range then holds hundreds of transactions.
+const WAL_GATHER_BUSY: Duration = Duration::from_millis(3);
+/// A database that was quiet for so long gets the short wait.
+const QUIET: Duration = Duration::from_millis(4);
+/// Events are read no more often than this; meanwhile the kernel merges them, and wakes nobody.
+const EVENT_PAUSE: Duration = Duration::from_millis(1);
 /// How long writes to a database file are let settle before it is looked at.
 const FILE_SETTLE: Duration = Duration::from_millis(5);
 /// How long to wait for a transaction that is under way, at first and at most.
 const BUSY_WAIT: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+/// How long to wait at first for a commit whose frames are in the WAL.
+const UNPUBLISHED_WAIT: Duration = Duration::from_millis(1);
 const WORKERS: usize = 2;
 
 /// What is to be looked at.
@@ -55,6 +63,7 @@ struct Queue {
     by_time: BTreeSet<(Instant, Look)>,
     times: HashMap<Look, Instant>,
     busy: HashMap<Look, Duration>,
+    last_wal: HashMap<PathBuf, Instant>,
 }
 
 impl std::fmt::Debug for Watcher {
@@ -162,6 +171,21 @@ impl Watcher {
         self.due.notify_one();
     }
 
+    /// Asks for a capture: soon after a pause, later while it goes on without one.
+    pub fn wal_grew(&self, main: PathBuf) {
+        let now = Instant::now();
+        let last = self.queue.lock().last_wal.insert(main.clone(), now);
+        let is_quiet = last.is_none_or(|last| now - last > QUIET);
+        self.ask(
+            Look::Wal(main),
+            if is_quiet {
+                WAL_GATHER
+            } else {
+                WAL_GATHER_BUSY
+            },
+        );
+    }
+
     fn read_events(&self, mut inotify: Inotify) {
         let mut buffer = vec![0; 64 * 1024];
         while !self.stop.load(Ordering::Acquire) {
@@ -196,6 +220,7 @@ impl Watcher {
             for (wd, mask, name) in events {
                 self.event(&wd, mask, name);
             }
+            std::thread::sleep(EVENT_PAUSE);
         }
     }
 
@@ -217,7 +242,7 @@ impl Watcher {
         let Some(name) = name else { return };
         let text = name.to_string_lossy();
         if let Some(main) = text.strip_suffix("-wal") {
-            self.ask(Look::Wal(dir.join(main)), WAL_GATHER);
+            self.wal_grew(dir.join(main));
         } else if !text.ends_with("-shm") && !text.ends_with("-journal") {
             self.ask(Look::File(dir.join(&name)), FILE_SETTLE);
         }
@@ -266,7 +291,28 @@ impl Watcher {
             self.ask(Look::Wal(main.to_owned()), BUSY_WAIT.1);
         } else if db.is_in_trouble() {
             self.look_at(main);
+        } else {
+            self.look_again_at_wal(&db, main);
         }
+    }
+
+    /// Looks again, ever less often, while the WAL holds frames that are not published: a commit may be on its way.
+    fn look_again_at_wal(&self, db: &Db, main: &Path) {
+        let look = Look::Wal(main.to_owned());
+        if !db.has_unpublished_frames() {
+            self.queue.lock().busy.remove(&look);
+            return;
+        }
+        let wait = {
+            let mut queue = self.queue.lock();
+            let wait = queue
+                .busy
+                .get(&look)
+                .map_or(UNPUBLISHED_WAIT, |w| (*w * 2).min(BUSY_WAIT.1));
+            queue.busy.insert(look.clone(), wait);
+            wait
+        };
+        self.ask(look, wait);
     }
 
     fn look_at_file(&self, store: &Store, path: &Path, look: &Look) {

@@ -65,6 +65,32 @@ impl Db {
             .store(true, std::sync::atomic::Ordering::Release);
     }
 
+    /// Returns whether the WAL holds frames of its generation past what is captured: a commit under way, or the
+    /// remains of one that was rolled back.
+    #[must_use]
+    pub fn has_unpublished_frames(&self) -> bool {
+        let inner = self.lock();
+        let (Some(wal), Some(cursor), Some(page_size)) =
+            (&inner.wal, inner.cursor, inner.page_size)
+        else {
+            return inner
+                .wal
+                .as_ref()
+                .is_some_and(|w| w.metadata().is_ok_and(|m| m.len() > 0));
+        };
+        let mut head = [0; FRAME_HEADER_LEN];
+        let at = frame_offset(page_size, cursor.frame_no + 1);
+        read_full(wal, &mut head, at).is_ok_and(|n| n == head.len())
+            && WalFrameHeader::decode(&head)
+                .is_some_and(|h| (h.salts.0, h.salts.1) == (cursor.salt1, cursor.salt2))
+            || {
+                let mut header = [0; WAL_HEADER_LEN];
+                read_full(wal, &mut header, 0).is_ok_and(|n| n == header.len())
+                    && WalHeader::decode(&header)
+                        .is_ok_and(|h| (h.salts.0, h.salts.1) != (cursor.salt1, cursor.salt2))
+            }
+    }
+
     pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
         while self.capture_wal_step(inner)? == Step::More {}
         Ok(())

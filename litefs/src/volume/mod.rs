@@ -320,6 +320,12 @@ impl LiteVolume {
                     db.wal_replaced();
                 }
             }
+            Op::Fsync { path } => {
+                // SQLite publishes the commit once this returns, in memory, where no event tells of it.
+                if let Role::Wal(main) = Role::of(path) {
+                    self.watcher.wal_grew(main);
+                }
+            }
             Op::Unlink { path } => match Role::of(path) {
                 Role::Main => {
                     if let Some(db) = self.store.at(path) {
@@ -383,6 +389,10 @@ impl fuse::Volume for LiteVolume {
         path == Path::new(".primary")
             || path == Path::new(".lag")
             || strip_suffix(path, "-pos").is_some_and(|main| self.store.at(&main).is_some())
+    }
+
+    fn may_appear(&self, path: &Path) -> bool {
+        strip_suffix(path, "-pos").is_some()
     }
 
     fn virtual_names(&self, dir: &Path) -> Vec<OsString> {
