@@ -23,11 +23,11 @@ use crate::store::{Store, chain, is_database};
 /// How long a burst of WAL commits is let gather.
 const WAL_GATHER: Duration = Duration::from_micros(200);
 /// How long it is while one burst follows the other: a range then holds hundreds of transactions.
-const WAL_GATHER_BUSY: Duration = Duration::from_millis(3);
+const WAL_GATHER_BUSY: Duration = Duration::from_millis(2);
 /// A database that was quiet for so long gets the short wait.
-const QUIET: Duration = Duration::from_millis(4);
+const QUIET: Duration = Duration::from_millis(2);
 /// Events are read no more often than this; meanwhile the kernel merges them, and wakes nobody.
-const EVENT_PAUSE: Duration = Duration::from_millis(1);
+const EVENT_PAUSE: Duration = Duration::from_micros(300);
 /// How long writes to a database file are let settle before it is looked at.
 const FILE_SETTLE: Duration = Duration::from_millis(5);
 /// How long to wait for a transaction that is under way, at first and at most.
@@ -318,7 +318,7 @@ impl Watcher {
     fn look_at_file(&self, store: &Store, path: &Path, look: &Look) {
         let Some(db) = store.adopt(path) else { return };
         match self.capture_file(&db) {
-            Ok(Scanned::Clean) => {
+            Ok(Scanned::Clean | Scanned::Traced) => {
                 self.queue.lock().busy.remove(look);
             }
             Ok(Scanned::Busy) => {
@@ -344,8 +344,10 @@ impl Watcher {
         if db.is_captured() {
             return Ok(Scanned::Clean);
         }
-        if db.capture_untraced(false)? == Scanned::Clean {
-            return Ok(Scanned::Clean);
+        // Taking SQLite's lock could keep a program from its own; so not while a journal tells all.
+        let seen = db.capture_untraced(false)?;
+        if seen != Scanned::Busy {
+            return Ok(seen);
         }
         let tid = thread_id();
         self.node.own_threads.lock().insert(tid);

@@ -20,6 +20,8 @@ const MAX_RANGE_LEN: usize = 64 << 20;
 pub enum Scanned {
     /// All is captured.
     Clean,
+    /// A journal protects a transaction that is under way; its end is seen by itself.
+    Traced,
     /// A transaction is under way, or its traces are not gone: look again later.
     Busy,
 }
@@ -56,7 +58,7 @@ impl Db {
         }
         let before = self.journal_state()?;
         match before {
-            JournalState::Hot => return Ok(Scanned::Busy),
+            JournalState::Hot => return Ok(Scanned::Traced),
             JournalState::None if !locked => return Ok(Scanned::Busy),
             _ => {}
         }
