@@ -1,10 +1,15 @@
-//! Wakes the capture on a primary: inotify on the directories of databases tells of writes that the kernel serves.
+//! Wakes the capture on a primary: inotify marks on the files tell of writes that the kernel serves.
 //!
-//! Every directory with a database is watched once. An event is a hint: it makes a database due, and capturing decides
-//! what there is. A burst is let gather for a moment, so that many transactions become one range.
+//! ```text
+//! armed ──(first write; the mark is gone with it)──▶ looking ──(nothing new at two looks)──▶ armed
+//!                                                   ▲        │
+//!                                                   └─(more)─┘ every WAL_POLL
+//! ```
+//!
+//! A mark is good for one event, so a program that writes without a pause pays for none; meanwhile the database is
+//! looked at from time to time. An event is a hint: it makes a database due, and capturing decides what there is.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ffi::OsString;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -16,24 +21,25 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use parking_lot::{Condvar, Mutex};
 
-use crate::db::{Db, NodeContext, Scanned, thread_id};
+use crate::db::paths::with_suffix;
+use crate::db::{Db, DbError, NodeContext, Scanned, thread_id};
 use crate::sqlite::locks::{OfdLocks, db as db_lock};
 use crate::store::{Store, chain, is_database};
 
-/// How long a burst of WAL commits is let gather.
-const WAL_GATHER: Duration = Duration::from_micros(200);
-/// How long it is while one burst follows the other: a range then holds hundreds of transactions.
-const WAL_GATHER_BUSY: Duration = Duration::from_millis(2);
-/// A database that was quiet for so long gets the short wait.
-const QUIET: Duration = Duration::from_millis(2);
-/// Events are read no more often than this; meanwhile the kernel merges them, and wakes nobody.
-const EVENT_PAUSE: Duration = Duration::from_micros(300);
+/// How long a first commit is let finish, from the first write of its frames.
+const WAL_GATHER: Duration = Duration::from_micros(100);
+/// How often a database is looked at while it is written.
+const WAL_POLL: Duration = Duration::from_millis(1);
+/// A look that finds more than this many bytes per [`WAL_POLL`] to write waits longer, for the longer a range, the fewer
+/// versions of a page there are to write; but not longer than [`WAL_POLL_MAX`].
+const BYTES_PER_POLL: u64 = 32 << 10;
+const WAL_POLL_MAX: Duration = Duration::from_millis(10);
 /// How long writes to a database file are let settle before it is looked at.
 const FILE_SETTLE: Duration = Duration::from_millis(5);
 /// How long to wait for a transaction that is under way, at first and at most.
 const BUSY_WAIT: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 /// How long to wait at first for a commit whose frames are in the WAL.
-const UNPUBLISHED_WAIT: Duration = Duration::from_millis(1);
+const UNPUBLISHED_WAIT: Duration = Duration::from_micros(200);
 const WORKERS: usize = 2;
 
 /// What is to be looked at.
@@ -47,15 +53,21 @@ enum Look {
     Tree(PathBuf),
 }
 
-/// Watches directories and runs the captures that their events ask for.
+/// Watches files and runs the captures that their events ask for.
 pub struct Watcher {
     node: Arc<NodeContext>,
-    watches: Mutex<Option<Watches>>,
-    /// Watched directories, relative to the mount.
-    dirs: Mutex<(HashSet<PathBuf>, HashMap<WatchDescriptor, PathBuf>)>,
+    marks: Mutex<Marks>,
     queue: Mutex<Queue>,
     due: Condvar,
     stop: AtomicBool,
+}
+
+/// What the kernel was asked to tell of, once each.
+#[derive(Default)]
+struct Marks {
+    watches: Option<Watches>,
+    by_watch: HashMap<WatchDescriptor, Look>,
+    by_look: HashMap<Look, WatchDescriptor>,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +75,8 @@ struct Queue {
     by_time: BTreeSet<(Instant, Look)>,
     times: HashMap<Look, Instant>,
     busy: HashMap<Look, Duration>,
-    last_wal: HashMap<PathBuf, Instant>,
+    /// What had been captured of databases at the last look at their WAL, in bytes.
+    seen: HashMap<PathBuf, u64>,
 }
 
 impl std::fmt::Debug for Watcher {
@@ -85,8 +98,7 @@ impl Watcher {
     pub fn new(node: Arc<NodeContext>) -> Arc<Watcher> {
         Arc::new(Watcher {
             node,
-            watches: Mutex::new(None),
-            dirs: Mutex::default(),
+            marks: Mutex::default(),
             queue: Mutex::default(),
             due: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -99,9 +111,9 @@ impl Watcher {
     /// When inotify is not to be had.
     pub fn start(self: &Arc<Self>, store: Arc<Store>) -> std::io::Result<Running> {
         let inotify = Inotify::init()?;
-        *self.watches.lock() = Some(inotify.watches());
+        self.marks.lock().watches = Some(inotify.watches());
         for db in store.all() {
-            self.watch_parent_of(&db.paths().relative);
+            self.written_at(&db.paths().relative);
         }
         let mut threads = Vec::new();
         let watcher = self.clone();
@@ -125,28 +137,53 @@ impl Watcher {
         })
     }
 
-    /// Watches the directory of a file, once.
-    pub fn watch_parent_of(&self, relative: &Path) {
-        let dir = relative.parent().unwrap_or(Path::new(""));
-        if self.dirs.lock().0.contains(dir) {
-            return;
-        }
-        let Some(watches) = &mut *self.watches.lock() else {
-            return;
+    /// Makes sure that writes to a database and to its WAL are noticed.
+    pub fn written_at(&self, main: &Path) {
+        self.arm(&Look::Wal(main.to_owned()), false);
+        self.arm(&Look::File(main.to_owned()), false);
+    }
+
+    /// Makes sure that the next write to a file is noticed, which may be a database or become one. `is_new` says that
+    /// it is another file now.
+    pub fn file_opened(&self, path: &Path, is_new: bool) {
+        self.arm(&Look::File(path.to_owned()), is_new);
+    }
+
+    /// Makes sure that the next write to the WAL of a database is noticed; `is_new` says that it is another file now.
+    pub fn wal_opened(&self, main: &Path, is_new: bool) {
+        self.arm(&Look::Wal(main.to_owned()), is_new);
+    }
+
+    /// Asks the kernel to tell of the next write, unless it was asked already. Returns whether it is asked only now.
+    fn arm(&self, look: &Look, is_new_file: bool) -> bool {
+        let path = match look {
+            Look::Wal(main) => with_suffix(&self.node.files.join(main), "-wal"),
+            Look::File(path) => self.node.files.join(path),
+            Look::Tree(_) => return false,
         };
-        let path = self.node.files.join(dir);
-        let mask =
-            WatchMask::MODIFY | WatchMask::ONLYDIR | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
-        match watches.add(&path, mask) {
-            Ok(wd) => {
-                let mut dirs = self.dirs.lock();
-                dirs.0.insert(dir.to_owned());
-                dirs.1.insert(wd, dir.to_owned());
+        let mut marks = self.marks.lock();
+        if !is_new_file && marks.by_look.contains_key(look) {
+            return false;
+        }
+        let Some(watches) = &mut marks.watches else {
+            return false;
+        };
+        match watches.add(&path, WatchMask::MODIFY | WatchMask::ONESHOT) {
+            Ok(watch) => {
+                marks.by_watch.insert(watch.clone(), look.clone());
+                marks.by_look.insert(look.clone(), watch);
+                true
             }
-            Err(error) => tracing::error!(
-                dir = %path.display(), %error,
-                "cannot watch a directory, its databases are captured at checkpoints only; raise fs.inotify.max_user_watches"
-            ),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => {
+                drop(marks);
+                tracing::error!(
+                    file = %path.display(), %error,
+                    "cannot watch a file, it is looked at every second; raise fs.inotify.max_user_watches"
+                );
+                self.ask(look.clone(), BUSY_WAIT.1);
+                false
+            }
         }
     }
 
@@ -160,30 +197,31 @@ impl Watcher {
         self.ask(Look::Tree(relative.to_owned()), Duration::ZERO);
     }
 
+    /// Asks for a look; one asked for earlier stands if it is due sooner.
     fn ask(&self, look: Look, after: Duration) {
-        let mut queue = self.queue.lock();
-        if queue.times.contains_key(&look) {
-            return;
-        }
         let at = Instant::now() + after;
+        let mut queue = self.queue.lock();
+        if let Some(asked) = queue.times.get(&look).copied() {
+            if asked <= at {
+                return;
+            }
+            queue.by_time.remove(&(asked, look.clone()));
+        }
         queue.times.insert(look.clone(), at);
         queue.by_time.insert((at, look));
         self.due.notify_one();
     }
 
-    /// Asks for a capture: soon after a pause, later while it goes on without one.
+    /// Asks for a look at a WAL that grew; none is due sooner than one asked for while it grows on.
     pub fn wal_grew(&self, main: PathBuf) {
-        let now = Instant::now();
-        let last = self.queue.lock().last_wal.insert(main.clone(), now);
-        let is_quiet = last.is_none_or(|last| now - last > QUIET);
-        self.ask(
-            Look::Wal(main),
-            if is_quiet {
-                WAL_GATHER
-            } else {
-                WAL_GATHER_BUSY
-            },
-        );
+        let look = Look::Wal(main);
+        let is_looked_at = {
+            let queue = self.queue.lock();
+            queue.times.contains_key(&look) && !queue.busy.contains_key(&look)
+        };
+        if !is_looked_at {
+            self.ask(look, WAL_GATHER);
+        }
     }
 
     fn read_events(&self, mut inotify: Inotify) {
@@ -206,45 +244,40 @@ impl Watcher {
                     return;
                 }
             }
-            let events: Vec<(WatchDescriptor, EventMask, Option<OsString>)> =
-                match inotify.read_events(&mut buffer) {
-                    Ok(events) => events
-                        .map(|e| (e.wd, e.mask, e.name.map(OsString::from)))
-                        .collect(),
-                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
-                    Err(error) => {
-                        tracing::error!(%error, "inotify read");
-                        return;
-                    }
-                };
-            for (wd, mask, name) in events {
-                self.event(&wd, mask, name);
+            let events: Vec<(WatchDescriptor, EventMask)> = match inotify.read_events(&mut buffer) {
+                Ok(events) => events.map(|e| (e.wd, e.mask)).collect(),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => {
+                    tracing::error!(%error, "inotify read");
+                    return;
+                }
+            };
+            for (watch, mask) in events {
+                self.event(&watch, mask);
             }
-            std::thread::sleep(EVENT_PAUSE);
         }
     }
 
-    fn event(&self, wd: &WatchDescriptor, mask: EventMask, name: Option<OsString>) {
+    fn event(&self, watch: &WatchDescriptor, mask: EventMask) {
         if mask.contains(EventMask::Q_OVERFLOW) {
             self.look_below(Path::new(""));
             return;
         }
-        if mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF) {
-            let mut dirs = self.dirs.lock();
-            if let Some(dir) = dirs.1.remove(wd) {
-                dirs.0.remove(&dir);
+        // Whatever it is, the mark is gone with it.
+        let look = {
+            let mut marks = self.marks.lock();
+            let Some(look) = marks.by_watch.remove(watch) else {
+                return;
+            };
+            if marks.by_look.get(&look) == Some(watch) {
+                marks.by_look.remove(&look);
             }
-            return;
-        }
-        let Some(dir) = self.dirs.lock().1.get(wd).cloned() else {
-            return;
+            look
         };
-        let Some(name) = name else { return };
-        let text = name.to_string_lossy();
-        if let Some(main) = text.strip_suffix("-wal") {
-            self.wal_grew(dir.join(main));
-        } else if !text.ends_with("-shm") && !text.ends_with("-journal") {
-            self.ask(Look::File(dir.join(&name)), FILE_SETTLE);
+        match look {
+            _ if mask.contains(EventMask::IGNORED) => {}
+            Look::Wal(main) => self.wal_grew(main),
+            look => self.ask(look, FILE_SETTLE),
         }
     }
 
@@ -286,51 +319,78 @@ impl Watcher {
             self.look_at(main);
             return;
         };
-        if let Err(error) = db.capture_wal() {
-            tracing::error!(db = %db.name(), error = chain(&error), "cannot capture, will try again");
-            self.ask(Look::Wal(main.to_owned()), BUSY_WAIT.1);
-        } else if db.is_in_trouble() {
-            self.look_at(main);
-        } else {
-            self.look_again_at_wal(&db, main);
+        let look = Look::Wal(main.to_owned());
+        match self.capture_new(&db, main) {
+            Err(error) => {
+                tracing::error!(db = %db.name(), error = chain(&error), "cannot capture, will try again");
+                self.ask(look, BUSY_WAIT.1);
+            }
+            Ok(_) if db.is_in_trouble() => {
+                self.look_at(main);
+                self.ask(look, BUSY_WAIT.1);
+            }
+            Ok(bytes @ 1..) => {
+                self.queue.lock().busy.remove(&look);
+                let polls = u32::try_from(bytes / BYTES_PER_POLL).unwrap_or(u32::MAX);
+                self.ask(look, WAL_POLL_MAX.min(WAL_POLL.saturating_mul(polls + 1)));
+            }
+            Ok(0) => self.rest_at_wal(&db, main, look),
         }
     }
 
-    /// Looks again, ever less often, while the WAL holds frames that are not published: a commit may be on its way.
-    fn look_again_at_wal(&self, db: &Db, main: &Path) {
-        let look = Look::Wal(main.to_owned());
+    /// Captures; returns how many bytes the log has grown by since the last look, by us or by a hook.
+    fn capture_new(&self, db: &Db, main: &Path) -> Result<u64, DbError> {
+        db.capture_wal()?;
+        let bytes = db.captured_bytes();
+        let seen = self.queue.lock().seen.insert(main.to_owned(), bytes);
+        Ok(bytes - seen.unwrap_or_default().min(bytes))
+    }
+
+    /// Nothing is new: leaves it to the next write to wake us. A commit whose frames are written but not yet
+    /// published makes no event when it is; while there may be one, we look again, ever less often.
+    fn rest_at_wal(&self, db: &Db, main: &Path, look: Look) {
+        let is_armed_now = self.arm(&look, false);
+        // Written between the look and the mark.
+        if is_armed_now && self.capture_new(db, main).unwrap_or(1) > 0 {
+            self.ask(look, WAL_POLL);
+            return;
+        }
         if !db.has_unpublished_frames() {
             self.queue.lock().busy.remove(&look);
             return;
         }
-        let wait = {
-            let mut queue = self.queue.lock();
-            let wait = queue
-                .busy
-                .get(&look)
-                .map_or(UNPUBLISHED_WAIT, |w| (*w * 2).min(BUSY_WAIT.1));
-            queue.busy.insert(look.clone(), wait);
-            wait
-        };
+        let wait = self.next_wait(&look, UNPUBLISHED_WAIT);
         self.ask(look, wait);
     }
 
+    /// Doubles the time to wait for something that is under way.
+    fn next_wait(&self, look: &Look, first: Duration) -> Duration {
+        let mut queue = self.queue.lock();
+        let wait = queue
+            .busy
+            .get(look)
+            .map_or(first, |w| (*w * 2).min(BUSY_WAIT.1));
+        queue.busy.insert(look.clone(), wait);
+        wait
+    }
+
     fn look_at_file(&self, store: &Store, path: &Path, look: &Look) {
-        let Some(db) = store.adopt(path) else { return };
-        match self.capture_file(&db) {
-            Ok(Scanned::Clean | Scanned::Traced) => {
-                self.queue.lock().busy.remove(look);
+        let Some(db) = store.adopt(path) else {
+            if may_become_database(&self.node.files.join(path)) {
+                self.arm(look, false);
             }
-            Ok(Scanned::Busy) => {
-                let wait = {
-                    let mut queue = self.queue.lock();
-                    let wait = queue
-                        .busy
-                        .get(look)
-                        .map_or(BUSY_WAIT.0, |w| (*w * 2).min(BUSY_WAIT.1));
-                    queue.busy.insert(look.clone(), wait);
-                    wait
-                };
+            return;
+        };
+        match self.capture_file(&db) {
+            Ok(Scanned::Clean) => {
+                self.queue.lock().busy.remove(look);
+                // A WAL tells of all that is written; its removal brings us back here.
+                if !db.has_wal() && self.arm(look, false) && !db.is_captured() {
+                    self.ask(look.clone(), FILE_SETTLE);
+                }
+            }
+            Ok(Scanned::Traced | Scanned::Busy) => {
+                let wait = self.next_wait(look, BUSY_WAIT.0);
                 self.ask(look.clone(), wait);
             }
             Err(error) => {
@@ -340,7 +400,7 @@ impl Watcher {
         }
     }
 
-    fn capture_file(&self, db: &Db) -> Result<Scanned, crate::db::DbError> {
+    fn capture_file(&self, db: &Db) -> Result<Scanned, DbError> {
         if db.is_captured() {
             return Ok(Scanned::Clean);
         }
@@ -384,7 +444,7 @@ impl Watcher {
                 self.look_at_tree(&path.join(entry.file_name()));
             }
         } else if kind.is_file() && is_database(&full) {
-            self.watch_parent_of(path);
+            self.written_at(path);
             self.ask(Look::Wal(path.to_owned()), Duration::ZERO);
             self.look_at(path);
         }
@@ -406,3 +466,14 @@ impl Running {
         }
     }
 }
+
+/// Returns whether a file that is not a database is empty, or begins as one does: it may be about to become one.
+fn may_become_database(path: &Path) -> bool {
+    use std::io::Read;
+    let mut head = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|f| f.take(MAGIC.len() as u64).read_to_end(&mut head))
+        .is_ok_and(|_| MAGIC.starts_with(&head))
+}
+
+const MAGIC: &[u8] = b"SQLite format 3\0";

@@ -10,6 +10,7 @@ use super::log::WalCursor;
 use super::view::View;
 use super::{Db, DbError, Inner, Stamp};
 use crate::ltx::{PageSize, Pgno};
+use crate::sqlite::header::{DB_HEADER_LEN, DbHeader};
 use crate::sqlite::journal;
 
 /// Above this many bytes of changed pages the log starts anew at the state found, instead of carrying them.
@@ -56,6 +57,11 @@ impl Db {
         if inner.stamp == Some(stamp) {
             return Ok(Scanned::Clean);
         }
+        if self.has_wal() && is_wal_mode(&main) {
+            // Pages reach the file by checkpoints, of frames that are captured.
+            self.capture_wal_locked(&mut inner)?;
+            return Ok(Scanned::Clean);
+        }
         let before = self.journal_state()?;
         match before {
             JournalState::Hot => return Ok(Scanned::Traced),
@@ -65,11 +71,6 @@ impl Db {
         let Some(view) = View::open(&self.paths, false)? else {
             return self.capture_emptied(&mut inner, stamp);
         };
-        if view.header.is_wal() && self.paths.wal.exists() {
-            // Pages reach the file by checkpoints, of frames that are captured.
-            self.capture_wal_locked(&mut inner)?;
-            return Ok(Scanned::Clean);
-        }
         let seen = self.prepare_view(&inner, &view)?;
         if self.journal_state()? != before
             || Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))? != stamp
@@ -209,6 +210,13 @@ impl Db {
         let stamp = Stamp::of(&journal).map_err(DbError::io("stat", &self.paths.journal))?;
         Ok(JournalState::Zeroed(stamp))
     }
+}
+
+/// Returns whether the file itself says that it is in WAL mode.
+fn is_wal_mode(main: &File) -> bool {
+    let mut head = [0; DB_HEADER_LEN];
+    super::capture_wal::read_full(main, &mut head, 0).is_ok_and(|n| n == head.len())
+        && DbHeader::parse(&head).is_some_and(|h| h.is_wal())
 }
 
 /// Pages that differ, with their bytes unless they are too many for a range.

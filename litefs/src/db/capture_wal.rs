@@ -4,6 +4,7 @@
 //! Where there is no index (`locking_mode=EXCLUSIVE`), or where its bytes may still be in a program's memory (served
 //! from user space), the frames' own salts and checksums decide.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -15,12 +16,15 @@ use crate::sqlite::wal::{
     WAL_FRAME_HEADER_LEN as FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader,
     WalHeader, frame_offset,
 };
-use crate::sqlite::wal_index;
+use crate::sqlite::wal_index::{self, WalIndexHeader};
 
 /// Frames are read in pieces of about this many bytes.
 const READ_LEN: usize = 4 << 20;
 /// A range ends at the first commit past this many bytes of frames, so that records stay small.
 const RANGE_LEN: usize = 8 << 20;
+
+/// Fewer frames are read as they come.
+const FEW_FRAMES: u32 = 16;
 
 /// What ends a look at the WAL.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,37 +36,18 @@ enum Step {
 }
 
 impl Db {
-    /// Captures everything committed in the WAL.
+    /// Captures everything committed in the WAL, as must be before it may be reset.
     ///
     /// # Errors
-    /// Disk or log; the WAL must then not be reset (INV-DB-2).
+    /// Disk or log; the reset must then be refused (INV-DB-2).
     pub fn capture_wal(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
         self.capture_wal_locked(&mut inner)
     }
 
-    /// Captures everything committed in the WAL before it may be reset, and makes it durable if the app did.
-    ///
-    /// # Errors
-    /// Disk or log; the reset must then be refused (INV-DB-2, INV-DB-3).
-    pub fn before_wal_reset(&self) -> Result<(), DbError> {
-        use std::sync::atomic::Ordering;
-        self.capture_wal()?;
-        if self.wal_is_synced.swap(false, Ordering::AcqRel) {
-            self.log.sync().map_err(self.log_error())?;
-        }
-        Ok(())
-    }
-
     /// Learns that the WAL file is gone or another one.
     pub fn wal_replaced(&self) {
         Self::forget_wal(&mut self.lock());
-    }
-
-    /// Learns that a program synced the WAL.
-    pub fn wal_synced(&self) {
-        self.wal_is_synced
-            .store(true, std::sync::atomic::Ordering::Release);
     }
 
     /// Returns whether the WAL holds frames of its generation past what is captured: a commit under way, or the
@@ -136,23 +121,36 @@ impl Db {
             },
         };
         let last = match extent {
-            Extent::Index(mx_frame) if mx_frame < start.frame_no => {
+            Extent::Index(index) if index.mx_frame < start.frame_no => {
                 // Frames that we published are gone from the index: nobody ever saw them here. Say what is so.
+                let mx_frame = index.mx_frame;
                 tracing::warn!(db = %self.name, captured = start.frame_no, mx_frame, "wal went back, comparing all pages");
                 inner.cursor = None;
                 inner.trouble = Some("wal went back".into());
                 return Ok(Step::Done);
             }
-            Extent::Index(mx_frame) => Some(mx_frame),
+            Extent::Index(index) => Some(index),
             Extent::Frames => None,
         };
-        if last == Some(start.frame_no) {
+        let Some(index) = last else {
+            return self.read_range(inner, wal, &header, start, None);
+        };
+        if index.mx_frame == start.frame_no {
             if inner.cursor.is_none() {
                 inner.cursor = Some(start);
             }
+            inner.index_change = Some((start, index.change));
             return Ok(Step::Done);
         }
-        self.read_range(inner, wal, &header, start, last)
+        if let Some(step) = self.read_latest(inner, wal, start, &index)? {
+            return Ok(step);
+        }
+        let step = self.read_range(inner, wal, &header, start, Some(index.mx_frame))?;
+        inner.index_change = inner
+            .cursor
+            .filter(|c| c.frame_no == index.mx_frame)
+            .map(|c| (c, index.change));
+        Ok(step)
     }
 
     /// Says how far the WAL is committed, if anything is.
@@ -167,15 +165,95 @@ impl Db {
         // A writer publishes the two copies one after the other: look again, it takes moments.
         for _ in 0..100 {
             if read_full(&shm, &mut bytes, 0).is_ok_and(|n| n == bytes.len())
-                && let Ok(index) = wal_index::WalIndexHeader::decode_copies(&bytes)
+                && let Ok(index) = WalIndexHeader::decode_copies(&bytes)
             {
                 // An index of another generation: this one was begun and nothing of it is published yet, or it was
                 // reset and all of it is captured (INV-DB-2).
-                return (index.salts == header.salts).then_some(Extent::Index(index.mx_frame));
+                return (index.salts == header.salts).then_some(Extent::Index(index));
             }
             std::hint::spin_loop();
         }
         None
+    }
+
+    /// Commits what a burst of transactions left behind, reading of each page the last version only: the wal-index
+    /// says which page a frame is of. `None`: that would not pay, or the index is not what it should be.
+    fn read_latest(
+        &self,
+        inner: &mut Inner,
+        wal: &File,
+        start: WalCursor,
+        index: &WalIndexHeader,
+    ) -> Result<Option<Step>, DbError> {
+        let (Some(page_size), Some((known, change))) = (index.page_size, inner.index_change) else {
+            return Ok(None);
+        };
+        let frame_count = index.mx_frame - start.frame_no;
+        let tx_count = index.change.wrapping_sub(change);
+        if known != start || frame_count < FEW_FRAMES || tx_count == 0 || tx_count > frame_count {
+            return Ok(None);
+        }
+        let Some(pgnos) = File::open(&self.paths.shm)
+            .ok()
+            .and_then(|shm| wal_index::read_pages(&shm, start.frame_no + 1, index.mx_frame))
+        else {
+            return Ok(None);
+        };
+        let lock_pgno = page_size.lock_pgno();
+        let latest: BTreeMap<Pgno, u32> = (start.frame_no + 1..)
+            .zip(pgnos)
+            .map(|(f, p)| (p, f))
+            .collect();
+        if latest.len() * 2 > frame_count as usize || latest.len() * page_size.len() > RANGE_LEN {
+            return Ok(None);
+        }
+        let frame_len = FRAME_HEADER_LEN + page_size.len();
+        let mut frames = std::mem::take(&mut inner.frames);
+        frames.clear();
+        frames.resize(latest.len() * frame_len, 0);
+        let mut commit = None;
+        for ((pgno, frame_no), frame) in latest.iter().zip(frames.chunks_exact_mut(frame_len)) {
+            let n = read_full(wal, frame, frame_offset(page_size, *frame_no))
+                .map_err(DbError::io("read", &self.paths.wal))?;
+            let head = frame.first_chunk().and_then(WalFrameHeader::decode);
+            let Some(head) =
+                head.filter(|h| n == frame_len && h.pgno == *pgno && h.salts == index.salts)
+            else {
+                inner.frames = frames;
+                return Ok(None);
+            };
+            if *frame_no == index.mx_frame {
+                commit = Some(head);
+            }
+        }
+        let result = match commit {
+            Some(head) if head.commit == index.n_page => {
+                let cursor = WalCursor {
+                    frame_no: index.mx_frame,
+                    checksum1: head.checksum.0,
+                    checksum2: head.checksum.1,
+                    ..start
+                };
+                let pages = latest
+                    .keys()
+                    .zip(frames.chunks_exact(frame_len))
+                    .filter(|(pgno, _)| pgno.get() <= head.commit && **pgno != lock_pgno)
+                    .map(|(pgno, frame)| (*pgno, &frame[FRAME_HEADER_LEN..]))
+                    .collect();
+                inner.index_change = Some((cursor, index.change));
+                let commit = Commit {
+                    frame_count: frame_count as usize,
+                    tx_count: u64::from(tx_count),
+                    page_count: head.commit,
+                    cursor,
+                };
+                self.commit_pages(inner, page_size, &commit, pages)
+                    .map(Some)
+            }
+            _ => Ok(None),
+        };
+        inner.frames = frames;
+        result
     }
 
     /// Reads frames after `start` to the last commit, and commits their pages as one range.
@@ -255,6 +333,17 @@ impl Db {
                 pages.push((*pgno, &frames[at..at + page_size.len()]));
             }
         }
+        self.commit_pages(inner, page_size, commit, pages)
+    }
+
+    fn commit_pages(
+        &self,
+        inner: &mut Inner,
+        page_size: PageSize,
+        commit: &Commit,
+        pages: Vec<(Pgno, &[u8])>,
+    ) -> Result<Step, DbError> {
+        let mut pages: Vec<(Pgno, &[u8])> = pages;
         let known = if inner.page_size == Some(page_size) {
             inner.page_count
         } else {
@@ -320,7 +409,7 @@ impl Db {
 /// How far the WAL is committed.
 enum Extent {
     /// As the wal-index says.
-    Index(u32),
+    Index(WalIndexHeader),
     /// As far as the frames themselves are valid.
     Frames,
 }

@@ -53,6 +53,8 @@ impl Db {
         };
         let encoded = self.encode(std::mem::take(&mut inner.encoded), &meta, &range.pages)?;
         let appended = self.log.append(&meta, &encoded).map_err(self.log_error());
+        self.captured_bytes
+            .fetch_add(encoded.len() as u64, Ordering::Relaxed);
         inner.encoded = encoded;
         if inner.encoded.capacity() > KEEP_BUFFER {
             inner.encoded = Vec::new();

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | INV-DB-1 | `pos`, page checksums and log end agree whenever the lock of `Inner` is free |
 //! | INV-DB-2 | a frame of the WAL is in the log before the WAL can be reset, truncated or removed |
-//! | INV-DB-3 | if the app synced the WAL, the log is durable before the WAL can be reset |
+//! | INV-DB-3 | after a power cut, files that are newer than the log win over it, and files that are older are healed from it |
 //! | INV-DB-4 | on a replica nobody but us writes the WAL and the wal-index: we hold WRITE, and keep the index valid |
 //! | INV-DB-5 | on a replica a range is in the log before any page of it is in the database |
 //!
@@ -125,8 +125,8 @@ pub struct Db {
     inner: Mutex<Inner>,
     published: Mutex<Published>,
     gate: Mutex<Gate>,
-    /// The app has synced the WAL since it was last reset.
-    wal_is_synced: AtomicBool,
+    /// Bytes of LTX made since this was opened.
+    captured_bytes: AtomicU64,
     /// What of the log is known to survive power loss.
     durable: Mutex<Pos>,
     pins: Mutex<Vec<(u64, crate::ltx::Txid)>>,
@@ -171,6 +171,8 @@ struct Inner {
     pos: Pos,
     /// How far the WAL is captured; `None` while there is no WAL.
     cursor: Option<WalCursor>,
+    /// What the wal-index counted as changes when it stood at a cursor.
+    index_change: Option<(WalCursor, u32)>,
     wal: Option<File>,
     /// The database file as it was when it was last captured outside WAL mode.
     stamp: Option<Stamp>,
@@ -257,10 +259,30 @@ impl Db {
                 == inner.stamp
     }
 
+    /// Returns how many bytes of LTX were captured since this was opened.
+    #[must_use]
+    pub fn captured_bytes(&self) -> u64 {
+        self.captured_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether there is a WAL, which tells of all that is written.
+    #[must_use]
+    pub fn has_wal(&self) -> bool {
+        self.paths.wal.exists()
+    }
+
     /// Returns how many handles programs have on this replica's database.
     #[must_use]
     pub fn reader_count(&self) -> u32 {
         self.gate.lock().handle_count
+    }
+
+    /// Makes the log durable, if it grew since it was.
+    ///
+    /// # Errors
+    /// Disk; the log then takes no more until it is opened again.
+    pub fn sync_log(&self) -> Result<(), DbError> {
+        self.log.sync().map(drop).map_err(self.log_error())
     }
 
     /// Compacts the log, and with `retain` removes what its limits allow.

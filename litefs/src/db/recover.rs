@@ -4,10 +4,14 @@
 //! |---|---|
 //! | page cache survived (clean stop, or the daemon alone died) | log and checksums are believed; the WAL's tail is captured |
 //! | power was lost: pages, WAL and log may each be older or newer than the others | every page is read and compared |
-//! | a page differs and the log has it | the log's page is written back |
-//! | a page differs and the log does not have it, on the primary | the file is what SQLite shows: captured as one transaction |
+//! | the files are older than the log, or pages of them were damaged | what differs is written back from the log |
+//! | the files are newer, or the log does not have what differs, on the primary | they are what SQLite shows: captured as one transaction |
 //! | the same, on a replica | reported as it is; the primary sends the difference |
 //! | a hot journal | rolled back, as SQLite would at its next open |
+//!
+//! The log is not synced before a program's commit is, so after a power cut it may be behind. Which of the two is newer
+//! is told by the salts of the WAL, of which the first counts up at each reset and which SQLite syncs, or in a rollback
+//! mode by the change counter, which every transaction counts up.
 //!
 //! Nothing here refuses to start the node; a database that cannot be opened stays alone with its error.
 
@@ -26,6 +30,7 @@ use super::view::View;
 use super::{Db, DbError, DbPaths, Gate, Inner, NodeContext, Published, Stamp};
 use crate::ltx::{Decoder, PageSize, Pgno, Pos};
 use crate::replication::DbName;
+use crate::sqlite::header::DbHeader;
 use crate::sqlite::journal;
 
 /// What is kept with the page checksums.
@@ -36,6 +41,17 @@ struct Extra {
     page_count: u32,
     page_size: u32,
 }
+
+/// How the files compare with the log's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Older,
+    Same,
+    Newer,
+}
+
+/// A WAL that was removed begins anew with random salts; one that was reset so often since is taken for such.
+const MAX_RESETS: i32 = 1 << 20;
 
 impl Db {
     /// Opens a database. `is_trusted` says that what was last written to files here is still in them.
@@ -80,6 +96,7 @@ impl Db {
                 checksums: PageChecksums::new(PageSize::DEFAULT),
                 pos: Pos::ZERO,
                 cursor: None,
+                index_change: None,
                 wal: None,
                 stamp: None,
                 replica_wal: None,
@@ -89,7 +106,7 @@ impl Db {
             }),
             published: Mutex::new(Published::default()),
             gate: Mutex::new(Gate::default()),
-            wal_is_synced: std::sync::atomic::AtomicBool::new(false),
+            captured_bytes: std::sync::atomic::AtomicU64::new(0),
             durable: Mutex::new(Pos::ZERO),
             pins: Mutex::new(Vec::new()),
             name,
@@ -238,8 +255,8 @@ impl Db {
             }
         }
         inner.trouble = None;
-        let cursor_holds = self.cursor_holds(inner)?;
-        if cursor_holds {
+        let age = self.age_of_files(inner)?;
+        if age == Age::Same {
             self.capture_wal_locked(inner)?;
         }
         let Some(view) = View::open(&self.paths, true)? else {
@@ -256,31 +273,75 @@ impl Db {
             return Ok(());
         }
         drop(view);
-        if self.heal_from_log(inner, &actual)? {
+        if age != Age::Newer && self.heal_from_log(inner, &actual)? {
             return Ok(());
         }
         tracing::warn!(
-            db = %self.name, pos = %inner.pos,
+            db = %self.name, pos = %inner.pos, ?age,
             "database holds what the log lost, it is captured as one transaction"
         );
         self.capture_view(inner, true)
     }
 
-    /// Returns whether the WAL has all frames up to the cursor.
-    fn cursor_holds(&self, inner: &Inner) -> Result<bool, DbError> {
-        let Some(cursor) = inner.cursor else {
-            return Ok(true);
+    /// Tells whether the files are older or newer than the log's end; `Same` also where the WAL goes on from there.
+    fn age_of_files(&self, inner: &Inner) -> Result<Age, DbError> {
+        let Some(view) = View::open(&self.paths, true)? else {
+            return Ok(Age::Same);
         };
-        let end = View::open(&self.paths, true)?.and_then(|v| v.wal_end);
-        Ok(match end {
-            Some((header, end))
-                if (header.salts.0, header.salts.1) == (cursor.salt1, cursor.salt2) =>
-            {
-                end.frame_no >= cursor.frame_no
+        let age = match (inner.cursor, &view.wal_end) {
+            (Some(cursor), Some((wal, end))) => {
+                #[expect(clippy::cast_possible_wrap, reason = "a distance on a circle")]
+                let resets = wal.salts.0.wrapping_sub(cursor.salt1) as i32;
+                match resets {
+                    0 if wal.salts.1 != cursor.salt2 => Age::Newer,
+                    0 if end.frame_no < cursor.frame_no => Age::Older,
+                    0 => Age::Same,
+                    _ if (-MAX_RESETS..0).contains(&resets) => Age::Older,
+                    // Far away: the WAL was removed, all of it in the file, and another one made.
+                    _ => Age::Newer,
+                }
             }
-            // Another generation: the one captured was reset, hence all in the file (INV-DB-2).
-            _ => true,
+            // SQLite removes a WAL once all of it is in the file.
+            (Some(_), None) if view.header.is_wal() => Age::Newer,
+            (None, Some((_, end))) if end.frame_no > 0 => Age::Newer,
+            _ => self.age_by_counter(inner, &view.header)?,
+        };
+        Ok(age)
+    }
+
+    /// Compares the change counter of the file with that of the log's newest page 1.
+    fn age_by_counter(&self, inner: &Inner, header: &DbHeader) -> Result<Age, DbError> {
+        let Some(in_log) = self.newest_in_log(inner, Pgno::ONE)? else {
+            return Ok(Age::Same);
+        };
+        let Some(in_log) = DbHeader::parse(&in_log) else {
+            return Ok(Age::Same);
+        };
+        #[expect(clippy::cast_possible_wrap, reason = "a distance on a circle")]
+        let commits = header.change_counter.wrapping_sub(in_log.change_counter) as i32;
+        Ok(match commits {
+            0 => Age::Same,
+            1.. => Age::Newer,
+            _ => Age::Older,
         })
+    }
+
+    /// Returns the newest version of a page that the log has, if it can be read.
+    fn newest_in_log(&self, inner: &Inner, wanted: Pgno) -> Result<Option<Vec<u8>>, DbError> {
+        for record in self.log.newest_first() {
+            let Ok(record) = record else { return Ok(None) };
+            let mut decoder = match Decoder::new(&record.ltx) {
+                Ok(d) if Some(d.header().page_size) == inner.page_size => d,
+                _ => return Ok(None),
+            };
+            let mut page = vec![0; decoder.header().page_size.len()];
+            while let Some(pgno) = decoder.next_page(&mut page).map_err(self.ltx_error())? {
+                if pgno == wanted {
+                    return Ok(Some(page));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Writes back pages that the log has and the files lost. Returns whether that explains every difference.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use super::ports::Ports;
 use crate::db::Db;
@@ -31,6 +31,8 @@ pub(super) struct Api {
     pub(super) mount: PathBuf,
     pub(super) replicas: Arc<Replicas>,
     pub(super) events: broadcast::Sender<Event>,
+    /// Told that somebody listens to the events.
+    pub(super) listeners: Arc<Notify>,
 }
 
 impl Api {
@@ -236,7 +238,9 @@ impl NodeApi for Api {
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+        let events = self.events.subscribe();
+        self.listeners.notify_one();
+        events
     }
 
     fn metrics(&self, text: &mut MetricsText) {
@@ -264,26 +268,38 @@ impl NodeApi for Api {
     }
 }
 
-/// Sends an event for every move of a database.
-pub(super) async fn publish_events(ports: Arc<Ports>, events: broadcast::Sender<Event>) {
-    let mut changes = ports.node.hub.subscribe();
-    while let Some(names) = changes.recv().await {
-        if events.receiver_count() == 0 {
-            continue;
-        }
-        for name in names {
-            let Some(db) = ports.store.get(name.as_str()) else {
-                continue;
+/// Sends an event for every move of a database while somebody listens.
+pub(super) async fn publish_events(
+    ports: Arc<Ports>,
+    events: broadcast::Sender<Event>,
+    listeners: Arc<Notify>,
+) {
+    loop {
+        // A commit wakes its subscribers: without listeners there is none.
+        listeners.notified().await;
+        let mut changes = ports.node.hub.subscribe();
+        while events.receiver_count() > 0 {
+            let Some(names) = changes.recv().await else {
+                return;
             };
-            let p = db.published();
-            // Nobody listening is not an error.
-            let _ = events.send(Event::Tx {
-                db: name,
-                pos: p.pos,
-                page_size: p.page_size,
-                commit: p.page_count,
-                timestamp_ms: p.timestamp_ms,
-            });
+            send_events(&ports, &events, names);
         }
+    }
+}
+
+fn send_events(ports: &Ports, events: &broadcast::Sender<Event>, names: Vec<DbName>) {
+    for name in names {
+        let Some(db) = ports.store.get(name.as_str()) else {
+            continue;
+        };
+        let p = db.published();
+        // Nobody listening is not an error.
+        let _ = events.send(Event::Tx {
+            db: name,
+            pos: p.pos,
+            page_size: p.page_size,
+            commit: p.page_count,
+            timestamp_ms: p.timestamp_ms,
+        });
     }
 }

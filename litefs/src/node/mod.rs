@@ -118,6 +118,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         is_connected: AtomicBool::new(false),
     });
     let (events, _) = broadcast::channel(1024);
+    let listeners = Arc::new(tokio::sync::Notify::new());
     let replicas = Replicas::new();
     let hostname = if is_primary {
         config.lease.hostname.clone()
@@ -138,8 +139,9 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         mount: config.fuse.dir.clone(),
         replicas,
         events: events.clone(),
+        listeners: listeners.clone(),
     });
-    tokio::spawn(api::publish_events(ports.clone(), events));
+    tokio::spawn(api::publish_events(ports.clone(), events, listeners));
     let server = Server::new(api, sender.clone());
     let (stop_http, http_stopped) = oneshot::channel::<()>();
     let http = {
@@ -345,15 +347,22 @@ fn raise_file_limit() {
     }
 }
 
+const UPKEEP_NICE: i32 = 10;
+
 /// Compacts logs, enforces retention, closes idle databases of a replica, writes checksums down.
 fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Receiver<()>) {
     use std::sync::mpsc::RecvTimeoutError;
+    // SAFETY: changes the priority of this thread alone, by value. It can wait for programs, they should not for it.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, UPKEEP_NICE) };
     let mut last_persist = std::time::Instant::now();
     let mut persisted: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
     let mut ticks_idle: HashMap<DbName, u32> = HashMap::new();
     while stopped.recv_timeout(MAINTENANCE) == Err(RecvTimeoutError::Timeout) {
         let persist_now = last_persist.elapsed() >= PERSIST;
         for db in store.all() {
+            if let Err(error) = db.sync_log() {
+                tracing::error!(db = %db.name(), error = chain(&error), "sync the log");
+            }
             if let Err(error) = db.maintain_log(pace.is_some()) {
                 tracing::warn!(db = %db.name(), error = chain(&error), "log upkeep");
             }

@@ -276,6 +276,26 @@ pub fn fresh_block(header: &WalIndexHeader) -> Vec<u8> {
     block
 }
 
+/// Reads from the file of a wal-index which pages the frames `first..=last` are of, in their order.
+///
+/// They must be committed, and the WAL not reset meanwhile. `None` if the file does not have them.
+#[must_use]
+pub fn read_pages(file: &std::fs::File, first: u32, last: u32) -> Option<Vec<Pgno>> {
+    use std::os::unix::fs::FileExt;
+    let mut pages = Vec::with_capacity(last.checked_sub(first)? as usize + 1);
+    let mut next = first;
+    while next <= last {
+        let until = last.min(frames_before(block_of(next) + 1));
+        let mut bytes = vec![0; (until - next + 1) as usize * 4];
+        file.read_exact_at(&mut bytes, page_at(next) as u64).ok()?;
+        for bytes in bytes.as_chunks::<4>().0 {
+            pages.push(Pgno::new(u32::from_ne_bytes(*bytes))?);
+        }
+        next = until + 1;
+    }
+    Some(pages)
+}
+
 /// A wal-index over shared memory.
 ///
 /// Stateless: what it knows lies in the memory. Which lock must be held is said at each method.

@@ -79,11 +79,18 @@ impl LiteVolume {
     }
 
     fn open_on_primary(&self, request: &OpenRequest<'_>, own: bool) -> Serve {
-        self.watcher.watch_parent_of(request.path);
         if own {
             return Serve::Passthrough;
         }
         match Role::of(request.path) {
+            Role::Wal(main) if request.writable => {
+                self.watcher.wal_opened(&main, false);
+                Serve::Passthrough
+            }
+            Role::Main if request.writable => {
+                self.watcher.file_opened(request.path, false);
+                Serve::Passthrough
+            }
             Role::Journal(main)
                 if !request.create
                     && self.has_main(&main)
@@ -156,13 +163,6 @@ impl LiteVolume {
                         .map_err(|e| refuse(&db, "capture journal", &e))?;
                 }
             }
-            Op::Fsync { path } => {
-                if let Role::Wal(main) = Role::of(path)
-                    && let Some(db) = self.owner(&main)
-                {
-                    db.wal_synced();
-                }
-            }
             Op::Rename { from, to, .. } => self.before_rename(from, to)?,
             Op::Link { from, .. }
                 if self
@@ -182,13 +182,13 @@ impl LiteVolume {
             Role::Main => {
                 if let Some(db) = self.store.at(path) {
                     // The checkpoint hook.
-                    db.before_wal_reset()
+                    db.capture_wal()
                         .map_err(|e| refuse(&db, "capture before checkpoint", &e))?;
                 }
             }
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.before_wal_reset()
+                    db.capture_wal()
                         .map_err(|e| refuse(&db, "capture before wal truncation", &e))?;
                 }
             }
@@ -263,7 +263,7 @@ impl LiteVolume {
             }
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.before_wal_reset()
+                    db.capture_wal()
                         .map_err(|e| refuse(&db, "capture before wal removal", &e))?;
                 }
             }
@@ -285,7 +285,7 @@ impl LiteVolume {
             touched.extend(self.owner(&main));
         }
         for db in touched {
-            db.before_wal_reset()
+            db.capture_wal()
                 .map_err(|e| refuse(&db, "capture before rename", &e))?;
         }
         Ok(())
@@ -296,7 +296,6 @@ impl LiteVolume {
         let Some(name) = main.to_str().and_then(|s| s.parse().ok()) else {
             return Ok(());
         };
-        self.watcher.watch_parent_of(main);
         if let Err(error) = self.store.get_or_create(&name) {
             tracing::error!(db = %name, error = chain(&error), "cannot keep a log for the database, so its writes are refused");
             return Err(Errno::from_i32(error.errno()));
@@ -313,13 +312,16 @@ impl LiteVolume {
                     db.wal_replaced();
                 }
             }
-            Op::Create { path } => {
-                if let Role::Wal(main) = Role::of(path)
-                    && let Some(db) = self.owner(&main)
-                {
-                    db.wal_replaced();
+            Op::Create { path } => match Role::of(path) {
+                Role::Wal(main) => {
+                    if let Some(db) = self.owner(&main) {
+                        db.wal_replaced();
+                    }
+                    self.watcher.wal_opened(&main, true);
                 }
-            }
+                Role::Main => self.watcher.file_opened(path, true),
+                _ => {}
+            },
             Op::Fsync { path } => {
                 // SQLite publishes the commit once this returns, in memory, where no event tells of it.
                 if let Role::Wal(main) = Role::of(path) {
@@ -335,6 +337,8 @@ impl LiteVolume {
                 Role::Wal(main) => {
                     if let Some(db) = self.owner(&main) {
                         db.wal_replaced();
+                        // The database may go on in another mode.
+                        self.watcher.file_opened(&main, false);
                     }
                 }
                 _ => {}
