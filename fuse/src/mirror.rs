@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle,
+    FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use parking_lot::RwLock;
 
@@ -1081,6 +1082,23 @@ impl<V: Volume> Filesystem for MirrorFs<V> {
                 )
             })
             .map(|_| ())
+        });
+        done(reply, result);
+    }
+
+    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let s = &self.shared;
+        let result = s.node(ino).and_then(|n| {
+            if n.is_virtual {
+                let refused = mask.intersects(AccessFlags::W_OK | AccessFlags::X_OK);
+                return if refused { Err(Errno::EACCES) } else { Ok(()) };
+            }
+            let path = cstr(&n.path())?;
+            // Only the daemon's own user gets here, see `mount`; so what it may do is what the caller may.
+            let flags = libc::AT_EACCESS | libc::AT_SYMLINK_NOFOLLOW;
+            // SAFETY: the string is NUL-terminated and lives through the call.
+            check(unsafe { libc::faccessat(s.root.as_raw_fd(), path.as_ptr(), mask.bits(), flags) })
+                .map(|_| ())
         });
         done(reply, result);
     }

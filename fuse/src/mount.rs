@@ -48,8 +48,12 @@ pub fn mount<V: Volume>(volume: Arc<V>, options: &MountOptions) -> io::Result<Mo
     config.mount_options = vec![
         MountOption::FSName("litefs".into()),
         MountOption::Subtype("litefs".into()),
-        MountOption::DefaultPermissions,
     ];
+    if options.allow_other {
+        // Where only the daemon's own user gets in, the backing files say what it may: the kernel would only ask for
+        // the attributes of directories again after each change.
+        config.mount_options.push(MountOption::DefaultPermissions);
+    }
     config.acl = if options.allow_other {
         SessionACL::All
     } else {

@@ -144,8 +144,9 @@ impl Db {
             node_id: self.node.node_id,
         };
         let mut encoder = Encoder::new(header, buf).map_err(self.ltx_error())?;
-        if pages.len() > COMPRESS_PAGES {
-            // A program is writing as fast as it can, and waits for this at every checkpoint.
+        if meta.wal.is_none() || pages.len() > COMPRESS_PAGES {
+            // A program waits for this: at every commit of a rollback mode, at every checkpoint when it writes as fast
+            // as it can.
             encoder = encoder.stored();
         }
         for (pgno, data) in pages {
