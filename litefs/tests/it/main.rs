@@ -2,8 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
 
+mod clients;
+mod crash;
+mod faults;
+mod harness;
 mod litestream;
+mod modes;
 mod nodes;
+mod power;
+mod scale;
+mod survivors;
+mod tools;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,1 @@
+//! Nodes and programs killed at every labelled step.

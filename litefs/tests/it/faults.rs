@@ -1,0 +1,1 @@
+//! Broken streams, lost history, damaged files.

@@ -1,0 +1,265 @@
+//! Nodes as processes, for the tests of whole nodes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for something to become true, looking every few milliseconds.
+pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Says why nodes cannot be run here, if so.
+pub(crate) fn cannot_mount() -> bool {
+    let is_root =
+        fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+    if !is_root || !Path::new("/dev/fuse").exists() {
+        eprintln!("skipped: mounting needs root and /dev/fuse");
+        return true;
+    }
+    false
+}
+
+/// A running node; ended and unmounted when dropped.
+pub(crate) struct Node {
+    pub(crate) dir: PathBuf,
+    pub(crate) child: Option<Child>,
+    pub(crate) port: u16,
+    /// What the next launch uses.
+    pub(crate) options: Options,
+    primary: Option<u16>,
+}
+
+/// How a node differs from the plain one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// More keys of `data`, each with a comma before it.
+    pub(crate) data_keys: String,
+    /// More keys of `fuse`, each with a comma before it.
+    pub(crate) fuse_keys: String,
+    /// More keys of `lease`, each with a comma before it.
+    pub(crate) lease_keys: String,
+    /// More sections.
+    pub(crate) keys: String,
+    /// The data directory; `data` beside the mount if there is none.
+    pub(crate) data: Option<PathBuf>,
+    /// Environment of the process.
+    pub(crate) env: Vec<(String, String)>,
+}
+
+impl Node {
+    pub(crate) fn primary(dir: &Path, fuse_keys: &str) -> Node {
+        Node::primary_with(
+            dir,
+            Options {
+                fuse_keys: fuse_keys.into(),
+                ..Options::default()
+            },
+        )
+    }
+
+    pub(crate) fn primary_with(dir: &Path, options: Options) -> Node {
+        Node::start(dir.join("primary"), options, None)
+    }
+
+    pub(crate) fn replica(dir: &Path, name: &str, of: &Node, fuse_keys: &str) -> Node {
+        Node::replica_with(
+            dir,
+            name,
+            of,
+            Options {
+                fuse_keys: fuse_keys.into(),
+                ..Options::default()
+            },
+        )
+    }
+
+    pub(crate) fn replica_with(dir: &Path, name: &str, of: &Node, options: Options) -> Node {
+        Node::start(dir.join(name), options, Some(of.port))
+    }
+
+    fn start(dir: PathBuf, options: Options, primary: Option<u16>) -> Node {
+        fs::create_dir_all(dir.join("mnt")).unwrap();
+        let mut node = Node {
+            dir,
+            child: None,
+            port: 0,
+            options,
+            primary,
+        };
+        node.launch();
+        node
+    }
+
+    /// Starts the process, and returns once it is ready.
+    pub(crate) fn launch(&mut self) {
+        self.spawn();
+        self.wait_until_ready();
+    }
+
+    /// Starts the process.
+    pub(crate) fn spawn(&mut self) {
+        // A restarted primary keeps its port, so that replicas find it; a first start asks the kernel.
+        let (candidate, url) = match self.primary {
+            None => (true, format!("http://127.0.0.1:{}", self.port.max(1))),
+            Some(port) => (false, format!("http://127.0.0.1:{port}")),
+        };
+        let config = format!(
+            "data: {{dir: {data}{more_data}}}\nfuse: {{dir: {dir}/mnt{more_fuse}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n\
+             lease: {{type: static, candidate: {candidate}, hostname: primary, advertise-url: \"{url}\", \
+             reconnect-delay: 50ms{more_lease}}}\n{more}",
+            dir = self.dir.display(),
+            data = self.data().display(),
+            port = self.port,
+            more_data = self.options.data_keys,
+            more_fuse = self.options.fuse_keys,
+            more_lease = self.options.lease_keys,
+            more = self.options.keys,
+        );
+        fs::write(self.dir.join("litefs.yml"), config).unwrap();
+        let log = fs::File::create(self.dir.join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_litefs"))
+            .args(["mount", "-config"])
+            .arg(self.dir.join("litefs.yml"))
+            .env("NO_COLOR", "1")
+            .envs(self.options.env.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    /// Waits for a node that was spawned.
+    pub(crate) fn wait_until_ready(&mut self) {
+        wait_for(
+            &format!("node at {} to be ready", self.dir.display()),
+            || {
+                let log = self.log();
+                assert!(!log.contains("Error"), "{log}");
+                log.contains(": ready ")
+            },
+        );
+        let log = self.log();
+        let at = log.find("addr=").unwrap();
+        let addr = log[at + 5..].split_whitespace().next().unwrap();
+        self.port = addr.rsplit(':').next().unwrap().parse().unwrap();
+    }
+
+    /// The data directory.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.options
+            .data
+            .clone()
+            .unwrap_or_else(|| self.dir.join("data"))
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join("mnt").join(name)
+    }
+
+    pub(crate) fn open(&self, name: &str) -> Connection {
+        let db = Connection::open(self.path(name)).unwrap();
+        db.busy_timeout(PATIENCE).unwrap();
+        db
+    }
+
+    pub(crate) fn pos(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.path(&format!("{name}-pos"))).ok()
+    }
+
+    pub(crate) fn signal(&mut self, signal: i32) {
+        if let Some(mut child) = self.child.take() {
+            let pid = i32::try_from(child.id()).unwrap();
+            // SAFETY: the child is ours and not yet waited for.
+            unsafe { libc::kill(pid, signal) };
+            child.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = fuse::clean_stale_mount(&self.dir.join("mnt"));
+        if std::thread::panicking() {
+            eprintln!("--- log of {}\n{}", self.dir.display(), self.log());
+        }
+    }
+}
+
+/// Requires that a replica comes to the primary's state, by position and as SQLite sees it.
+pub(crate) fn assert_same(primary: &Node, replica: &Node, name: &str) {
+    let mut seen = String::new();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let pos = primary.pos(name);
+        if pos.is_some() && pos == replica.pos(name) {
+            let (ours, theirs) = (dump(primary, name), dump(replica, name));
+            if ours == theirs && pos == primary.pos(name) {
+                assert!(ours.starts_with("ok\n"), "{name}: {ours}");
+                return;
+            }
+            seen = format!("{pos:?}\n{ours}\nreplica:\n{theirs}");
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{name} does not become the same: {pos:?} {:?}\n{seen:.2000}",
+            replica.pos(name)
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Writes out a database: what SQLite's check says, then every row.
+pub(crate) fn dump(node: &Node, name: &str) -> String {
+    let db = node.open(name);
+    let mut text: String = db
+        .query_row("PRAGMA integrity_check", [], |r| r.get(0))
+        .unwrap();
+    let mut tables = db
+        .prepare("SELECT name FROM sqlite_schema WHERE type='table' ORDER BY 1")
+        .unwrap();
+    let tables: Vec<String> = tables
+        .query_map([], |r| r.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    for table in tables {
+        let mut all = db
+            .prepare(&format!("SELECT * FROM \"{table}\" ORDER BY 1"))
+            .unwrap();
+        let columns = all.column_count();
+        let mut found = all.query([]).unwrap();
+        while let Some(row) = found.next().unwrap() {
+            let values: Vec<String> = (0..columns)
+                .map(|i| format!("{:?}", row.get_ref(i).unwrap()))
+                .collect();
+            text.push_str(&format!("\n{table}: {}", values.join("|")));
+        }
+    }
+    text.push('\n');
+    text
+}

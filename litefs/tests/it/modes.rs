@@ -1,0 +1,1 @@
+//! What SQLite can do to a database, followed by a replica.

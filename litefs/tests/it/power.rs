@@ -1,0 +1,1 @@
+//! Power cuts and full disks, on an ext4 image.

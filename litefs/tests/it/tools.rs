@@ -1,0 +1,1 @@
+//! Plain files, other users, and the command line.
