@@ -89,17 +89,18 @@ impl Mounted {
         self.passthrough
     }
 
-    /// Unmounts; a mount that is still in use is detached, so that it goes with its last user.
+    /// Unmounts; a mount that is still in use is detached, so that it goes with its last user. Returns whether nobody
+    /// uses it.
     ///
     /// # Errors
     /// When the kernel refuses even to detach it.
-    pub fn unmount(mut self) -> io::Result<()> {
+    pub fn unmount(mut self) -> io::Result<bool> {
         self.unmount_in_place()
     }
 
-    fn unmount_in_place(&mut self) -> io::Result<()> {
+    fn unmount_in_place(&mut self) -> io::Result<bool> {
         let Some(session) = self.session.take() else {
-            return Ok(());
+            return Ok(true);
         };
         *self.invalidator.notifier.write() = None;
         match umount(&self.mount_point, 0) {
@@ -108,14 +109,16 @@ impl Mounted {
                 tracing::warn!(mount = %self.mount_point.display(), "mount is in use, detaching it");
                 umount(&self.mount_point, libc::MNT_DETACH)?;
                 // Its users keep the session alive; the process ends it.
-                return Ok(());
+                return Ok(false);
             }
-            Err(e) if e.raw_os_error() == Some(libc::EPERM) => return session.umount_and_join(),
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                return session.umount_and_join().map(|()| true);
+            }
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {} // someone else unmounted it
             Err(e) => return Err(e),
         }
         drop(session);
-        Ok(())
+        Ok(true)
     }
 }
 

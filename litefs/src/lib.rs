@@ -18,5 +18,6 @@ pub mod node;
 pub mod replication;
 pub mod sqlite;
 pub mod store;
+pub mod survivors;
 pub mod volume;
 pub mod watch;

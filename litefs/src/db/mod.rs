@@ -80,6 +80,8 @@ pub struct NodeContext {
     pub invalidator: Mutex<Option<fuse::Invalidator>>,
     /// Threads of ours that open files through the mount and must be let through.
     pub own_threads: Mutex<std::collections::HashSet<u32>>,
+    /// Programs that outlived a former daemon.
+    pub survivors: crate::survivors::Survivors,
     /// Settings of logs.
     pub log_options: log::LogOptions,
 }

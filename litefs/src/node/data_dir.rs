@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::survivors::MountRecord;
+
 /// Paths of a node's own files.
 #[derive(Debug, Clone)]
 pub(super) struct DataDir {
@@ -48,6 +50,30 @@ impl DataDir {
 
     pub(super) fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    /// Says which files are immutable while programs are cut off from them.
+    pub(super) fn fenced(&self) -> PathBuf {
+        self.root.join("fenced")
+    }
+
+    /// Returns the mounts of this boot that programs may still have files of.
+    pub(super) fn mounts(&self) -> Vec<MountRecord> {
+        let now = boot_id();
+        let mounts: Vec<MountRecord> = fs::read(self.root.join("mounts"))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        mounts.into_iter().filter(|m| m.boot_id == now).collect()
+    }
+
+    pub(super) fn set_mounts(&self, mounts: &[MountRecord]) -> anyhow::Result<()> {
+        self.write_durably(&self.root.join("mounts"), &serde_json::to_vec(mounts)?)
+    }
+
+    /// Describes the FUSE mount at a path, if there is one.
+    pub(super) fn describe_mount(mount_point: &Path) -> Option<MountRecord> {
+        MountRecord::of(mount_point, boot_id())
     }
 
     fn session(&self) -> PathBuf {

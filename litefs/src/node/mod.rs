@@ -29,6 +29,7 @@ use crate::replication::replicas::Replicas;
 use crate::replication::send::{SendConfig, Sender};
 use crate::replication::{ChangeHub, DbName};
 use crate::store::{Store, chain};
+use crate::survivors::{self, MountRecord, Survivor};
 use crate::volume::LiteVolume;
 use crate::watch::Watcher;
 use api::Api;
@@ -64,10 +65,21 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let is_primary = config.lease.role == Role::Primary;
     let data_dir = DataDir::open(&config.data.dir)?;
     let _lock = data_dir.lock()?;
+    let mut former = data_dir.mounts();
+    if let Some(stale) = DataDir::describe_mount(&config.fuse.dir)
+        && !former.iter().any(|m| m.mount_id == stale.mount_id)
+    {
+        former.push(stale);
+    }
     prepare_mount_point(&config)?;
+    let Some(outlived) = cut_off_survivors(&config, &data_dir, former, &mut signals).await? else {
+        return Ok(0);
+    };
     let listener = bind(&config).await?;
 
     let node = make_context(&config, &data_dir, is_primary)?;
+    node.survivors
+        .remember(&outlived.mounts, &outlived.programs);
     let is_trusted = data_dir.begin_session()?;
     let started = std::time::Instant::now();
     let store = {
@@ -95,6 +107,9 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             threads: usize::from(config.fuse.threads.get()),
         },
     )?;
+    let mut mounts = outlived.mounts;
+    mounts.extend(DataDir::describe_mount(&config.fuse.dir));
+    data_dir.set_mounts(&mounts)?;
     node.passthrough
         .store(mounted.passthrough(), Ordering::Release);
     *node.invalidator.lock() = Some(mounted.invalidator());
@@ -199,7 +214,10 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
                 tracing::error!(db = %db.name(), error = chain(&error), "close");
             }
         }
-        mounted.unmount().context("unmount")?;
+        if mounted.unmount().context("unmount")? {
+            mounts.pop();
+            data_dir.set_mounts(&mounts)?;
+        }
         *node.invalidator.lock() = None;
         let mut is_clean = true;
         for db in store.all() {
@@ -256,6 +274,84 @@ async fn supervise(
     }
 }
 
+/// Who still has files of former mounts open.
+struct Outlived {
+    mounts: Vec<MountRecord>,
+    programs: Vec<Survivor>,
+}
+
+/// Sees to it that no program writes to databases unseen; nothing if it is told to stop while it waits.
+async fn cut_off_survivors(
+    config: &Resolved,
+    data_dir: &DataDir,
+    mut mounts: Vec<MountRecord>,
+    signals: &mut Signals,
+) -> anyhow::Result<Option<Outlived>> {
+    survivors::resume(&data_dir.fenced());
+    let files = data_dir.files();
+    let mut waits = 0_u32;
+    loop {
+        let holders = |mounts: &[MountRecord]| {
+            survivors::of_databases(survivors::find(mounts, &config.fuse.dir), &files)
+        };
+        let fresh: Vec<MountRecord> = mounts.iter().filter(|m| !m.is_cut_off).cloned().collect();
+        let found = holders(&fresh);
+        if found.is_empty() {
+            let programs = holders(&mounts);
+            mounts.retain(|m| m.is_cut_off);
+            if programs.is_empty() {
+                mounts.clear();
+            }
+            return Ok(Some(Outlived { mounts, programs }));
+        }
+        let list: Vec<String> = found.iter().map(ToString::to_string).collect();
+        let list = list.join(", ");
+        let may_write = config.lease.role == Role::Primary;
+        match survivors::cut_off(
+            &found,
+            &files,
+            &data_dir.tmp(),
+            &data_dir.fenced(),
+            may_write,
+        ) {
+            Ok(()) => {
+                tracing::error!(
+                    programs = list,
+                    "programs have databases open through the mount of a daemon that ended; what they committed is kept, \
+                     their descriptors are cut off: restart them"
+                );
+                for mount in &mut mounts {
+                    mount.is_cut_off = true;
+                }
+                data_dir.set_mounts(&mounts)?;
+                return Ok(Some(Outlived {
+                    mounts,
+                    programs: found,
+                }));
+            }
+            Err(error @ survivors::CutOffError::NotFenceable { .. }) => {
+                if waits.is_multiple_of(50) {
+                    tracing::error!(
+                        programs = list,
+                        error = chain(&error),
+                        "programs have databases open through the mount of a daemon that ended, and could write to them \
+                         unseen; waiting for them to end: stop them"
+                    );
+                }
+            }
+            Err(error) => return Err(error).context("cut off programs of a former mount"),
+        }
+        waits += 1;
+        tokio::select! {
+            () = tokio::time::sleep(SURVIVOR_POLL) => {}
+            signal = signals.recv() => if asks_to_stop(signal) { return Ok(None); },
+        }
+    }
+}
+
+/// How often to look whether programs that are waited for have ended.
+const SURVIVOR_POLL: Duration = Duration::from_millis(200);
+
 fn make_context(
     config: &Resolved,
     data_dir: &DataDir,
@@ -285,6 +381,7 @@ fn make_context(
         node_id: rand::random(),
         invalidator: Mutex::new(None),
         own_threads: Mutex::new(HashSet::new()),
+        survivors: survivors::Survivors::default(),
         log_options,
     }))
 }

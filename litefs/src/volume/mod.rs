@@ -138,9 +138,12 @@ impl LiteVolume {
     }
 
     /// Does what must be done before an operation on a primary.
-    fn before_on_primary(&self, op: &Op<'_>) -> Result<Flow, Errno> {
+    fn before_on_primary(&self, op: &Op<'_>, caller: Caller) -> Result<Flow, Errno> {
         match op {
             Op::Create { path } => {
+                if matches!(Role::of(path), Role::Journal(_)) {
+                    self.node.survivors.journal_made(path, caller.pid);
+                }
                 if let Role::Wal(main) | Role::Journal(main) = Role::of(path)
                     && self.has_main(&main)
                 {
@@ -148,7 +151,10 @@ impl LiteVolume {
                 }
             }
             Op::Truncate { path, size } => return self.before_truncate(path, *size),
-            Op::Unlink { path } => self.before_unlink(path)?,
+            Op::Unlink { path } => {
+                self.refuse_survivor(path, caller)?;
+                self.before_unlink(path)?;
+            }
             Op::Write {
                 path,
                 offset: 0,
@@ -251,6 +257,24 @@ impl LiteVolume {
             0,
         )?;
         Ok(true)
+    }
+
+    /// A program that has files of a former mount open closes them as if they were the ones here.
+    fn refuse_survivor(&self, path: &Path, caller: Caller) -> Result<(), Errno> {
+        let (Role::Wal(main) | Role::Shm(main) | Role::Journal(main)) = Role::of(path) else {
+            return Ok(());
+        };
+        if self.owner(&main).is_none() {
+            return Ok(());
+        }
+        let Some(survivor) = self.node.survivors.may_not_remove(path, caller.pid) else {
+            return Ok(());
+        };
+        tracing::error!(
+            file = %path.display(), %survivor,
+            "refused to remove: the program has this open through the mount of a daemon that ended; restart the program"
+        );
+        Err(Errno::EIO)
     }
 
     fn before_unlink(&self, path: &Path) -> Result<(), Errno> {
@@ -466,7 +490,7 @@ impl fuse::Volume for LiteVolume {
 
     fn before(&self, op: &Op<'_>, caller: Caller) -> Result<Flow, Errno> {
         if self.node.is_primary() {
-            return self.before_on_primary(op);
+            return self.before_on_primary(op, caller);
         }
         if self.is_own(caller) {
             return Ok(Flow::Proceed);
