@@ -660,40 +660,4 @@ mod tests {
         let error = PageChecksums::scan(&file, page_size, 5001, 2).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
-
-    /// Not a test of anything: prints what the table of 1 GiB costs.
-    #[test]
-    #[ignore = "measures"]
-    fn cost_of_a_gibibyte() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("db");
-        let page = vec![0x5a; 1 << 20];
-        let file = RealDisk.open("t", &path, OpenMode::Create).unwrap();
-        for i in 0..1024 {
-            RealDisk.write_all_at("t", &file, &page, i << 20).unwrap();
-        }
-        let time = |what: &str, run: &mut dyn FnMut()| {
-            let start = std::time::Instant::now();
-            run();
-            println!("{what}: {:?}", start.elapsed());
-        };
-        let mut table = PageChecksums::new(size(4096));
-        for threads in [1, 2] {
-            time(&format!("scan, {threads} threads"), &mut || {
-                table = PageChecksums::scan(&file, size(4096), 262_144, threads).unwrap();
-            });
-        }
-        for durable in [false, false, false, true] {
-            time(&format!("persist, durable: {durable}"), &mut || {
-                let pos = at(&table, 1);
-                table
-                    .persist(&RealDisk, dir.path(), pos, b"", durable)
-                    .unwrap();
-            });
-        }
-        time("load", &mut || {
-            drop(PageChecksums::load(&RealDisk, dir.path()).unwrap())
-        });
-        time("clone", &mut || drop(table.clone()));
-    }
 }

@@ -134,24 +134,3 @@ fn callers_of_sync_share_it() {
     let syncs = disk.steps().iter().find(|s| s.0 == steps::SYNC).unwrap().1;
     assert_eq!(syncs, 1);
 }
-
-/// Not a test of anything: prints what an append costs. `cargo test --release -- --ignored cost`
-#[test]
-#[ignore = "measures"]
-fn cost_of_an_append() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = open_with(dir.path(), LogOptions::new(toy_meta));
-    let ltx = vec![7; 300];
-    let mut part = part_after(Pos::ZERO, 1, 0);
-    let start = std::time::Instant::now();
-    let count = 200_000;
-    for _ in 0..count {
-        log.append(&part.meta, &ltx).unwrap();
-        part = part_after(part.meta.pos(), 1, 0);
-    }
-    println!(
-        "{:?} an append of {} bytes",
-        start.elapsed() / count,
-        ltx.len()
-    );
-}
