@@ -7,8 +7,10 @@
 
 use std::fs::File;
 
+use super::capture_scan::MAX_RANGE_LEN;
 use super::capture_wal::read_full;
 use super::commit::Range;
+use super::page_checksums::PageChecksums;
 use super::{Db, DbError, Inner, Stamp};
 use crate::ltx::{Pgno, page_checksum};
 use crate::sqlite::header::{self, DB_HEADER_LEN, DbHeader};
@@ -70,15 +72,37 @@ impl Db {
 
         let mut bytes = Vec::new();
         let mut changed = Vec::new();
+        let mut too_large: Option<PageChecksums> = None;
         for pgno in candidates {
             let n = read_full(&main, &mut page, header.page_size.offset(pgno)).map_err(io())?;
             page[n..].fill(0);
-            if inner.checksums.get(pgno) != Some(page_checksum(pgno, &page)) {
-                changed.push(pgno);
-                bytes.extend_from_slice(&page);
+            let sum = page_checksum(pgno, &page);
+            if inner.checksums.get(pgno) == Some(sum) {
+                continue;
+            }
+            if let Some(sums) = &mut too_large {
+                sums.set(pgno, sum);
+                continue;
+            }
+            changed.push(pgno);
+            bytes.extend_from_slice(&page);
+            if bytes.len() > MAX_RANGE_LEN {
+                // More than a range carries: the log begins anew at the state after it.
+                let mut sums = inner.checksums.clone();
+                sums.truncate(page_count);
+                for (pgno, page) in changed
+                    .iter()
+                    .zip(bytes.chunks_exact(header.page_size.len()))
+                {
+                    sums.set(*pgno, page_checksum(*pgno, page));
+                }
+                bytes = Vec::new();
+                too_large = Some(sums);
             }
         }
-        if !changed.is_empty() || page_count != inner.page_count {
+        if let Some(sums) = too_large {
+            self.restart_at(inner, sums, header.page_size, page_count, None)?;
+        } else if !changed.is_empty() || page_count != inner.page_count {
             let pages = changed
                 .into_iter()
                 .zip(bytes.chunks_exact(header.page_size.len()))

@@ -14,7 +14,7 @@ use crate::sqlite::header::{DB_HEADER_LEN, DbHeader};
 use crate::sqlite::journal;
 
 /// Above this many bytes of changed pages the log starts anew at the state found, instead of carrying them.
-const MAX_RANGE_LEN: usize = 64 << 20;
+pub(super) const MAX_RANGE_LEN: usize = 64 << 20;
 
 /// What a look at a database that leaves no trace found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::capture_scan::MAX_RANGE_LEN;
 use super::commit::{KEEP_BUFFER, Range};
 use super::log::WalCursor;
 use super::{Db, DbError, Inner};
-use crate::ltx::{PageSize, Pgno};
+use crate::ltx::{PageSize, Pgno, page_checksum};
 use crate::sqlite::wal::{
     WAL_FRAME_HEADER_LEN as FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader,
     WalHeader, frame_offset,
@@ -272,6 +273,11 @@ impl Db {
         let mut scan = Scan::new(header, start, last);
         let mut at_end = false;
         while !at_end && !(scan.commit.is_some() && frames.len() >= RANGE_LEN) {
+            if frames.len() >= MAX_RANGE_LEN {
+                inner.frames = Vec::new();
+                drop(frames);
+                return self.read_large(inner, wal, scan);
+            }
             let wanted = last.map_or(READ_LEN, |last| {
                 READ_LEN.min((last - start.frame_no) as usize * frame_len - frames.len())
             });
@@ -282,7 +288,7 @@ impl Db {
             let n = read_full(wal, &mut frames[old..], offset)
                 .map_err(DbError::io("read", &self.paths.wal))?;
             frames.truncate(old + n - n % frame_len);
-            at_end = !scan.take(&frames, frame_len) || n < wanted || frames.len() == old;
+            at_end = !scan.take(&frames[old..], frame_len) || n < wanted || frames.len() == old;
             if let Some(last) = last {
                 at_end |= frames.len() / frame_len >= (last - start.frame_no) as usize;
             }
@@ -306,6 +312,85 @@ impl Db {
         }
         inner.frames = frames;
         result
+    }
+
+    /// Captures a transaction that is too large to be held in memory: of each page its last frame is looked up when
+    /// needed, and if the pages are too many for a range as well, the log begins anew at the state after it.
+    fn read_large(
+        &self,
+        inner: &mut Inner,
+        wal: &File,
+        mut scan: Scan<'_>,
+    ) -> Result<Step, DbError> {
+        let page_size = scan.header.page_size;
+        let frame_len = FRAME_HEADER_LEN + page_size.len();
+        let start = scan.start;
+        let io = || DbError::io("read", &self.paths.wal);
+        let mut piece = vec![0; READ_LEN.next_multiple_of(frame_len)];
+        while scan.commit.is_none() {
+            let seen = u32::try_from(scan.pgnos.len()).unwrap_or(u32::MAX);
+            let at = frame_offset(page_size, start.frame_no + seen + 1);
+            let left = scan.last.map_or(usize::MAX, |last| {
+                last.saturating_sub(start.frame_no + seen) as usize
+            });
+            let wanted = piece.len().min(left.saturating_mul(frame_len));
+            let n = read_full(wal, &mut piece[..wanted], at).map_err(io())?;
+            let whole = n - n % frame_len;
+            if !scan.take(&piece[..whole], frame_len) || whole < piece.len() {
+                break;
+            }
+        }
+        let Some(commit) = scan.commit else {
+            // Under way, or rolled back.
+            return Ok(Step::Done);
+        };
+        let latest: BTreeMap<Pgno, u32> = scan.pgnos[..commit.frame_count]
+            .iter()
+            .copied()
+            .zip(start.frame_no + 1..)
+            .filter(|(p, _)| p.get() <= commit.page_count && *p != page_size.lock_pgno())
+            .collect();
+        let read = |frame_no: u32, page: &mut [u8]| {
+            let at = frame_offset(page_size, frame_no) + FRAME_HEADER_LEN as u64;
+            read_full(wal, page, at).map_err(io())
+        };
+        if latest.len() * page_size.len() <= MAX_RANGE_LEN {
+            let mut bytes = vec![0; latest.len() * page_size.len()];
+            for (frame_no, page) in latest.values().zip(bytes.chunks_exact_mut(page_size.len())) {
+                read(*frame_no, page)?;
+            }
+            let pages = latest.keys().copied();
+            let pages = pages.zip(bytes.chunks_exact(page_size.len())).collect();
+            return self.commit_pages(inner, page_size, &commit, pages);
+        }
+        let (mut sums, known) = if inner.page_size == Some(page_size) {
+            (inner.checksums.clone(), inner.page_count)
+        } else {
+            (super::page_checksums::PageChecksums::new(page_size), 0)
+        };
+        sums.truncate(commit.page_count);
+        let mut page = vec![0; page_size.len()];
+        let grown = (known + 1..=commit.page_count).filter_map(Pgno::new);
+        let grown = grown.filter(|p| *p != page_size.lock_pgno() && !latest.contains_key(p));
+        let main = File::open(&self.paths.main).map_err(DbError::io("open", &self.paths.main))?;
+        for pgno in grown {
+            let n = read_full(&main, &mut page, page_size.offset(pgno))
+                .map_err(DbError::io("read", &self.paths.main))?;
+            page[n..].fill(0);
+            sums.set(pgno, page_checksum(pgno, &page));
+        }
+        for (pgno, frame_no) in &latest {
+            read(*frame_no, &mut page)?;
+            sums.set(*pgno, page_checksum(*pgno, &page));
+        }
+        self.restart_at(
+            inner,
+            sums,
+            page_size,
+            commit.page_count,
+            Some(commit.cursor),
+        )?;
+        Ok(Step::More)
     }
 
     fn commit_frames(
@@ -451,9 +536,9 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Takes the frames not yet seen; false at the first that does not count.
+    /// Takes the frames that follow those seen; false at the first that does not count.
     fn take(&mut self, frames: &[u8], frame_len: usize) -> bool {
-        for frame in frames.chunks_exact(frame_len).skip(self.pgnos.len()) {
+        for frame in frames.chunks_exact(frame_len) {
             let Some(head) = frame.first_chunk().and_then(WalFrameHeader::decode) else {
                 return false;
             };

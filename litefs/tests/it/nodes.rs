@@ -176,3 +176,32 @@ fn dropped_renamed_copied_and_resized_databases_follow() {
         .unwrap();
     assert_same(&primary, &replica, "a.db");
 }
+
+#[test]
+fn a_transaction_larger_than_a_range_reaches_a_replica() {
+    if cannot_mount() {
+        return;
+    }
+    for mode in ["wal", "delete"] {
+        let dir = tempfile::tempdir().unwrap();
+        let primary = Node::primary(dir.path(), "");
+        let replica = Node::replica(dir.path(), "replica", &primary, "");
+        let db = primary.open("a.db");
+        db.execute_batch(&format!(
+            "PRAGMA journal_mode={mode}; PRAGMA synchronous=OFF; CREATE TABLE t(x)"
+        ))
+        .unwrap();
+        let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<20000)
+                    INSERT INTO t SELECT randomblob(4000) FROM n";
+        db.execute(many, []).unwrap();
+        db.execute("INSERT INTO t VALUES ('after')", []).unwrap();
+        assert_same(&primary, &replica, "a.db");
+        // Every page again, and fewer of them.
+        db.execute_batch(
+            "DELETE FROM t WHERE rowid % 10 = 0; VACUUM; INSERT INTO t VALUES ('end')",
+        )
+        .unwrap();
+        assert_same(&primary, &replica, "a.db");
+        assert!(!primary.log().contains("ERROR"), "{}", primary.log());
+    }
+}
