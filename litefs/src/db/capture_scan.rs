@@ -71,7 +71,15 @@ impl Db {
         let Some(view) = View::open(&self.paths, false)? else {
             return self.capture_emptied(&mut inner, stamp);
         };
-        let seen = self.prepare_view(&inner, &view)?;
+        let seen = match self.prepare_view(&inner, &view) {
+            // Cut meanwhile, or not all written yet.
+            Err(DbError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::UnexpectedEof =>
+            {
+                return Ok(Scanned::Busy);
+            }
+            seen => seen?,
+        };
         if self.journal_state()? != before
             || Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))? != stamp
         {

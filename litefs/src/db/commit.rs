@@ -35,7 +35,9 @@ impl Db {
             .iter()
             .map(|(pgno, data)| (*pgno, page_checksum(*pgno, data)))
             .collect();
-        if inner.page_size.is_some_and(|size| size != range.page_size) && range.page_count > 0 {
+        // Also where it was dropped: a log has one page size.
+        let logged = inner.page_size.or(self.log.end().map(|end| end.page_size));
+        if logged.is_some_and(|size| size != range.page_size) && range.page_count > 0 {
             return self.restart_with_page_size(inner, range, &sums);
         }
         let post = inner.checksums.total_after(range.page_count, &sums);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -18,6 +19,11 @@ use super::view::View;
 use super::{Db, DbError};
 use crate::ltx::{Checksum, PageSize, Pgno, Pos, Txid, page_checksum};
 use crate::replication::Record;
+use crate::sqlite::journal;
+
+/// How long to wait for a page to become what it was captured as; heartbeats wait meanwhile.
+const CORRECTION_WAIT: Duration = Duration::from_secs(1);
+const CORRECTION_PAUSE: Duration = Duration::from_millis(5);
 
 /// The sender's side of a page copy.
 #[derive(Debug)]
@@ -122,6 +128,7 @@ impl PageCopyReader {
         let io = || DbError::io("read", &self.db.paths.main);
         let main = File::open(&self.db.paths.main).map_err(io())?;
         let mut view = None;
+        let mut saved: Option<BTreeMap<Pgno, Vec<u8>>> = None;
         let mut pages = Vec::with_capacity(wanted.len());
         let len = self.page_size.len();
         // Neighbours are read at once: the first pass is one long run.
@@ -148,8 +155,16 @@ impl PageCopyReader {
             if let Some(view) = view.as_ref().filter(|v| v.page_size == self.page_size) {
                 view.page(*pgno, page).map_err(io())?;
             }
-            if page_checksum(*pgno, page) != want {
-                self.other.insert(*pgno);
+            if page_checksum(*pgno, page) == want {
+                continue;
+            }
+            // A rollback-mode transaction is under way: its journal has what the page was.
+            let saved = saved.get_or_insert_with(|| self.pages_in_journal());
+            match saved.get(pgno).filter(|p| page_checksum(*pgno, p) == want) {
+                Some(old) => page.copy_from_slice(old),
+                None => {
+                    self.other.insert(*pgno);
+                }
             }
         }
         let block = Bytes::from(block);
@@ -160,12 +175,32 @@ impl PageCopyReader {
             .collect())
     }
 
+    /// Reads what the journal saved of the pages that a transaction has overwritten; nothing if there is none.
+    fn pages_in_journal(&self) -> BTreeMap<Pgno, Vec<u8>> {
+        let mut pages = BTreeMap::new();
+        let Ok(file) = File::open(&self.db.paths.journal) else {
+            return pages;
+        };
+        let plan = match journal::playback(&file) {
+            Ok(plan) if plan.page_size == self.page_size => plan,
+            _ => return pages,
+        };
+        let mut page = vec![0; self.page_size.len()];
+        for (pgno, offset) in plan.pages {
+            if file.read_exact_at(&mut page, offset).is_ok() {
+                pages.entry(pgno).or_insert_with(|| page.clone());
+            }
+        }
+        pages
+    }
+
     /// Returns pages that were read in a version that the log will not put right, read anew; none when all are good.
     ///
     /// # Errors
-    /// Disk, or a page that stays wrong: it is damaged.
+    /// Disk, or a page that stays wrong.
     pub fn corrections(&mut self) -> Result<Vec<(Pgno, Bytes)>, DbError> {
-        for attempt in 0..200_u32 {
+        let deadline = Instant::now() + CORRECTION_WAIT;
+        loop {
             if self.db.node.is_primary() {
                 self.db.capture_wal()?;
             }
@@ -185,14 +220,18 @@ impl PageCopyReader {
             if !pages.is_empty() {
                 return Ok(pages);
             }
-            if attempt > 20 {
-                // A writer in a rollback mode is in the middle of a transaction; it ends.
-                std::thread::sleep(std::time::Duration::from_millis(u64::from(attempt)));
+            if Instant::now() > deadline {
+                break;
             }
+            // A writer in a rollback mode is in the middle of a transaction; it ends.
+            std::thread::sleep(CORRECTION_PAUSE);
         }
         let pgno = self.other.first().map_or(0, |p| p.get());
         Err(DbError::Corrupt {
-            what: format!("page {pgno} does not have the checksum it had when it was captured"),
+            what: format!(
+                "page {pgno} does not have the checksum it had when it was captured: a long transaction is under way, or \
+                 the page is damaged"
+            ),
             path: self.db.paths.main.clone(),
         })
     }

@@ -105,7 +105,6 @@ struct CopyState {
     /// Position after the records kept so far.
     at: Pos,
     end: Option<Pos>,
-    last_pgno: u32,
 }
 
 /// Decides what the items of a lane mean, in order: pure.
@@ -162,7 +161,6 @@ impl Decider {
                     page_size: start.page_size,
                     at: start.start,
                     end: None,
-                    last_pgno: start.next.get() - 1,
                 });
                 Job::CopyBegin(start)
             }
@@ -186,16 +184,15 @@ impl Decider {
         let Some(copy) = self.copy.as_mut().filter(|c| c.end.is_none()) else {
             return Err(protocol("pages without a page copy"));
         };
-        let (Some((first, _)), Some((last, _))) = (pages.first(), pages.last()) else {
+        let Some((first, _)) = pages.first() else {
             return Err(protocol("no pages"));
         };
-        if page_size != copy.page_size || first.get() <= copy.last_pgno {
+        if page_size != copy.page_size {
             return Err(ReceiveError::Protocol(format!(
-                "page {first} of {page_size} bytes after page {} of {}",
-                copy.last_pgno, copy.page_size
+                "page {first} of {page_size} bytes in a copy of pages of {}",
+                copy.page_size
             )));
         }
-        copy.last_pgno = last.get();
         Ok(Job::CopyPages(pages))
     }
 

@@ -148,7 +148,6 @@ fn frames_that_do_not_belong_are_refused() {
     for items in [
         vec![item(0, pages(&[1]))],
         vec![item(0, What::CopyEnd(pos(1)))],
-        vec![copy(), item(0, pages(&[3])), item(0, pages(&[3]))],
         vec![copy(), item(0, What::CopyEnd(pos(9))), item(0, pages(&[1]))],
         vec![
             copy(),

@@ -236,7 +236,8 @@ pub trait SnapshotReader: Send {
     fn page_count(&self) -> u32;
     /// Skips pages before `next`, which an earlier copy from the same start already carried.
     fn seek(&mut self, next: Pgno);
-    /// Reads pages in ascending order, about `max_bytes` and at least one; none when done. Lock page and
+    /// Reads pages in ascending order, about `max_bytes` and at least one; none when done. At last come, ascending
+    /// again each time, pages that were read in the middle of a change, read anew. Lock page and
     /// (in a difference) equal pages are left out, and so are pages after `page_count`: the records bring those,
     /// and a copy that went after them might never end.
     ///
@@ -395,7 +396,7 @@ pub struct SnapshotStart {
 
 /// Takes a page copy. Nothing of it is visible to readers before `finish`.
 pub trait SnapshotWriter: Send {
-    /// Writes pages, ascending.
+    /// Writes pages, ascending; a page may come again, and then counts as it came last.
     ///
     /// # Errors
     /// The copy is broken off and asked for again, resumed where possible.

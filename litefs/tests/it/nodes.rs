@@ -4,7 +4,7 @@ use std::fs;
 
 use rusqlite::Connection;
 
-use crate::harness::{Node, assert_same, cannot_mount, wait_for};
+use crate::harness::{Node, Options, assert_same, cannot_mount, wait_for};
 
 const ROWS: &str = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x<2000) \
                     INSERT INTO t(v) SELECT randomblob(300) FROM c";
@@ -204,4 +204,92 @@ fn a_transaction_larger_than_a_range_reaches_a_replica() {
         assert_same(&primary, &replica, "a.db");
         assert!(!primary.log().contains("ERROR"), "{}", primary.log());
     }
+}
+
+#[test]
+fn a_new_replica_does_not_wait_for_a_transaction_under_way() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary(dir.path(), "");
+    let db = primary.open("a.db");
+    db.execute_batch(
+        "PRAGMA journal_mode=delete; PRAGMA cache_size=10; CREATE TABLE t(id INTEGER PRIMARY KEY, v);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<2000)
+         INSERT INTO t SELECT i, zeroblob(1000) FROM n",
+    )
+    .unwrap();
+    let before = primary.pos("a.db");
+    db.execute_batch("BEGIN; UPDATE t SET v = randomblob(1000)")
+        .unwrap();
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    wait_for("the state before the transaction", || {
+        before.is_some() && replica.pos("a.db") == before
+    });
+    let sum: i64 = replica
+        .open("a.db")
+        .query_row("SELECT count(*) FROM t WHERE v = zeroblob(1000)", [], |r| {
+            r.get(0)
+        })
+        .unwrap();
+    assert_eq!(sum, 2000);
+    db.execute_batch("COMMIT").unwrap();
+    assert_same(&primary, &replica, "a.db");
+}
+
+#[test]
+fn a_database_made_again_with_another_page_size_is_compacted() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary_with(
+        dir.path(),
+        Options {
+            data_keys: ", segment-size: 1048576".into(),
+            ..Options::default()
+        },
+    );
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    for page_size in [1024, 512, 4096, 65536] {
+        let db = primary.open("a.db");
+        db.execute_batch(&format!(
+            "PRAGMA page_size={page_size}; CREATE TABLE t(x); INSERT INTO t VALUES (randomblob(400000));
+             INSERT INTO t VALUES (randomblob(400000))"
+        ))
+        .unwrap();
+        assert_same(&primary, &replica, "a.db");
+        drop(db);
+        fs::remove_file(primary.path("a.db")).unwrap();
+        wait_for("the drop", || !replica.path("a.db").exists());
+    }
+    // A segment that cannot be compacted is complained about every second.
+    let sealed = || {
+        walk(&primary.data().join("dbs"))
+            .iter()
+            .any(|p| p.extension().is_some_and(|e| e == "ltx"))
+    };
+    let db = primary.open("a.db");
+    db.execute_batch("CREATE TABLE t(x)").unwrap();
+    wait_for("a full segment to be compacted", || {
+        db.execute("INSERT INTO t VALUES (randomblob(300000))", [])
+            .unwrap();
+        sealed()
+    });
+    assert!(!primary.log().contains("log upkeep"), "{}", primary.log());
+    assert_same(&primary, &replica, "a.db");
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(walk(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
 }
