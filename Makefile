@@ -20,6 +20,8 @@ tools: setup
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
+	else echo "skipped: cargo deny is not installed (cargo install cargo-deny)"; fi
 
 test: tools
 	@scripts/test

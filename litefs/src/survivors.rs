@@ -387,6 +387,10 @@ fn replace_all(names: &[PathBuf], tmp: &Path, may_write: bool) -> Result<(), Cut
             // The name of an immutable file cannot be replaced.
             set_immutable(&old.file, false).map_err(CutOffError::io("unlock", &old.path))?;
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the copy was synced, the directory is at the end"
+        )]
         let renamed = fs::rename(&copy, &old.path);
         if may_write {
             fence(&old.file, &old.path)?;

@@ -116,7 +116,6 @@ impl Db {
             inner
                 .checksums
                 .differing_pages(&sums)
-                .into_iter()
                 .filter(|p| p.get() <= view.page_count)
                 .collect()
         } else {

@@ -272,7 +272,7 @@ impl Db {
         frames.clear();
         let mut scan = Scan::new(header, start, last);
         let mut at_end = false;
-        while !at_end && !(scan.commit.is_some() && frames.len() >= RANGE_LEN) {
+        while !(at_end || scan.commit.is_some() && frames.len() >= RANGE_LEN) {
             if frames.len() >= MAX_RANGE_LEN {
                 inner.frames = Vec::new();
                 drop(frames);

@@ -120,10 +120,10 @@ impl ReplicaWal {
     ///
     /// # Errors
     /// Disk; then nothing is visible and the same can be appended again.
-    pub(super) fn append<'a>(
+    pub(super) fn append(
         &mut self,
         paths: &DbPaths,
-        pages: &BTreeMap<Pgno, &'a [u8]>,
+        pages: &BTreeMap<Pgno, &[u8]>,
         page_count: u32,
     ) -> Result<u64, DbError> {
         let io = || DbError::io("write", &paths.wal);

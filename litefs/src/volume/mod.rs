@@ -204,10 +204,12 @@ impl LiteVolume {
                         .map_err(|e| refuse(&db, "capture journal", &e))?;
                 }
             }
-            Role::Shm(main) if size == FRESH_SHM_LEN && self.store.at(&main).is_some() => {
-                if self.write_fresh_index(path, &main).unwrap_or(false) {
-                    return Ok(Flow::Done);
-                }
+            Role::Shm(main)
+                if size == FRESH_SHM_LEN
+                    && self.store.at(&main).is_some()
+                    && self.write_fresh_index(path, &main).unwrap_or(false) =>
+            {
+                return Ok(Flow::Done);
             }
             _ => {}
         }
