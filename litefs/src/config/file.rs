@@ -45,6 +45,7 @@ pub(crate) struct Fuse {
     pub(crate) dir: Option<String>,
     pub(crate) allow_other: Option<Flag>,
     pub(crate) debug: Option<Flag>,
+    pub(crate) list_virtual: Option<Flag>,
     pub(crate) passthrough: Option<String>,
     pub(crate) threads: Option<u16>,
 }

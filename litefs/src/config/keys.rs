@@ -45,6 +45,7 @@ pub const KEYS: &[Key] = &[
     key("data.segment-size", Ours),
     key("fuse.dir", Full),
     key("fuse.allow-other", Full),
+    key("fuse.list-virtual", Full),
     key("fuse.debug", Full),
     key("fuse.passthrough", Ours),
     key("fuse.threads", Ours),

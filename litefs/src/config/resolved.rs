@@ -81,6 +81,8 @@ pub struct Fuse {
     pub allow_other: bool,
     /// Whether every request is logged.
     pub debug: bool,
+    /// Whether listings of directories show `.primary`, `.lag` and `NAME-pos`.
+    pub list_virtual: bool,
     /// Whether the kernel may serve files without us.
     pub passthrough: Passthrough,
     /// Threads that serve requests.
@@ -257,6 +259,7 @@ impl Fuse {
         Ok(Self {
             dir: directory("fuse.dir", file.dir, DEFAULT_FUSE_DIR)?,
             allow_other: flag(file.allow_other, false),
+            list_virtual: flag(file.list_virtual, false),
             debug: flag(file.debug, false) || overrides.fuse_debug,
             passthrough,
             threads,

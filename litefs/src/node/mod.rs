@@ -96,7 +96,13 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
 
     let lag = Arc::new(Lag::default());
     let watcher = Watcher::new(node.clone());
-    let volume = LiteVolume::new(node.clone(), store.clone(), watcher.clone(), lag.clone());
+    let volume = LiteVolume::new(
+        node.clone(),
+        store.clone(),
+        watcher.clone(),
+        lag.clone(),
+        config.fuse.list_virtual,
+    );
     let mounted = fuse::mount(
         Arc::new(volume),
         &fuse::MountOptions {

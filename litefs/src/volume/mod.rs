@@ -42,6 +42,7 @@ pub struct LiteVolume {
     store: Arc<Store>,
     watcher: Arc<Watcher>,
     lag: Arc<Lag>,
+    list_virtual: bool,
 }
 
 impl LiteVolume {
@@ -52,12 +53,14 @@ impl LiteVolume {
         store: Arc<Store>,
         watcher: Arc<Watcher>,
         lag: Arc<Lag>,
+        list_virtual: bool,
     ) -> LiteVolume {
         LiteVolume {
             node,
             store,
             watcher,
             lag,
+            list_virtual,
         }
     }
 
@@ -427,6 +430,10 @@ impl fuse::Volume for LiteVolume {
 
     fn virtual_names(&self, dir: &Path) -> Vec<OsString> {
         let mut names = Vec::new();
+        if !self.list_virtual {
+            // Programs that copy, archive or remove what a directory lists could do nothing with them.
+            return names;
+        }
         if dir.as_os_str().is_empty() {
             names.push(".lag".into());
             if self.virtual_file(Path::new(".primary")).is_some() {

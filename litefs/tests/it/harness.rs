@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use rusqlite::types::ValueRef;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -255,7 +256,12 @@ pub(crate) fn dump(node: &Node, name: &str) -> String {
         let mut found = all.query([]).unwrap();
         while let Some(row) = found.next().unwrap() {
             let values: Vec<String> = (0..columns)
-                .map(|i| format!("{:?}", row.get_ref(i).unwrap()))
+                .map(|i| match row.get_ref(i).unwrap() {
+                    ValueRef::Blob(long) if long.len() > 64 => {
+                        format!("{} bytes, crc {:08x}", long.len(), crc32fast::hash(long))
+                    }
+                    short => format!("{short:?}"),
+                })
                 .collect();
             text.push_str(&format!("\n{table}: {}", values.join("|")));
         }
