@@ -77,11 +77,18 @@ impl Db {
     }
 
     pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
-        while self.capture_wal_step(inner)? == Step::More {}
+        let trust_index = self.node.shm_is_shared();
+        while self.capture_wal_step(inner, trust_index)? == Step::More {}
         Ok(())
     }
 
-    fn capture_wal_step(&self, inner: &mut Inner) -> Result<Step, DbError> {
+    /// Captures what the frames themselves say is committed: a wal-index that a power cut left is of another time.
+    pub(super) fn capture_wal_by_frames(&self, inner: &mut Inner) -> Result<(), DbError> {
+        while self.capture_wal_step(inner, false)? == Step::More {}
+        Ok(())
+    }
+
+    fn capture_wal_step(&self, inner: &mut Inner, trust_index: bool) -> Result<Step, DbError> {
         if inner.wal.is_none() {
             match File::open(&self.paths.wal) {
                 Ok(file) => inner.wal = Some(file),
@@ -92,12 +99,17 @@ impl Db {
         let Some(wal) = inner.wal.take() else {
             return Ok(Step::Done);
         };
-        let step = self.capture_frames(inner, &wal);
+        let step = self.capture_frames(inner, &wal, trust_index);
         inner.wal = Some(wal);
         step
     }
 
-    fn capture_frames(&self, inner: &mut Inner, wal: &File) -> Result<Step, DbError> {
+    fn capture_frames(
+        &self,
+        inner: &mut Inner,
+        wal: &File,
+        trust_index: bool,
+    ) -> Result<Step, DbError> {
         let io = || DbError::io("read", &self.paths.wal);
         let mut head = [0; WAL_HEADER_LEN];
         if read_full(wal, &mut head, 0).map_err(io())? < head.len() {
@@ -106,7 +118,7 @@ impl Db {
         let Ok(header) = WalHeader::decode(&head) else {
             return Ok(Step::Done);
         };
-        let Some(extent) = self.committed_extent(&header) else {
+        let Some(extent) = self.committed_extent(&header, trust_index) else {
             return Ok(Step::Done);
         };
         let (salt1, salt2) = (header.salts.0, header.salts.1);
@@ -154,8 +166,8 @@ impl Db {
     }
 
     /// Says how far the WAL is committed, if anything is.
-    fn committed_extent(&self, header: &WalHeader) -> Option<Extent> {
-        if !self.node.shm_is_shared() {
+    fn committed_extent(&self, header: &WalHeader, trust_index: bool) -> Option<Extent> {
+        if !trust_index {
             return Some(Extent::Frames);
         }
         let Ok(shm) = File::open(&self.paths.shm) else {

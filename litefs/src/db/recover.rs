@@ -257,7 +257,7 @@ impl Db {
         inner.trouble = None;
         let age = self.age_of_files(inner)?;
         if age == Age::Same {
-            self.capture_wal_locked(inner)?;
+            self.capture_wal_by_frames(inner)?;
         }
         let Some(view) = View::open(&self.paths, true)? else {
             if inner.page_count > 0 {

@@ -1,1 +1,481 @@
 //! Power cuts and full disks, on an ext4 image.
+//!
+//! A cut is ext4's own: the file system forgets what was not synced, as it would with the machine, and lets nobody in
+//! until it is mounted again and its journal replayed.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use crate::harness::{Node, Options, PATIENCE, assert_same, cannot_mount, wait_for};
+
+/// A file system in a file.
+struct Image {
+    at: PathBuf,
+    device: String,
+}
+
+impl Image {
+    /// Makes and mounts an image; says why there is none, if so.
+    fn new(dir: &Path, name: &str, mib: u64) -> Option<Image> {
+        let file = dir.join(format!("{name}.img"));
+        File::create(&file).unwrap().set_len(mib << 20).unwrap();
+        let made = Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-m", "0"])
+            .arg(&file)
+            .output();
+        if !made.is_ok_and(|o| o.status.success()) {
+            eprintln!("skipped: no mkfs.ext4");
+            return None;
+        }
+        let attached = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(&file)
+            .output();
+        let device = match attached {
+            Ok(o) if o.status.success() => String::from_utf8(o.stdout).unwrap().trim().to_owned(),
+            _ => {
+                eprintln!("skipped: no losetup, or no loop device is free");
+                return None;
+            }
+        };
+        let at = dir.join(name);
+        fs::create_dir(&at).unwrap();
+        let image = Image { at, device };
+        image.mount();
+        Some(image)
+    }
+
+    fn mount(&self) {
+        let done = Command::new("mount")
+            .args(["-t", "ext4", &self.device])
+            .arg(&self.at)
+            .status();
+        assert!(done.unwrap().success(), "mount {}", self.device);
+    }
+
+    fn try_unmount(&self) -> bool {
+        let done = Command::new("umount").arg(&self.at).output();
+        done.unwrap().status.success()
+    }
+
+    /// Drops everything that was not synced; from now on every operation fails.
+    fn cut(&self) {
+        const EXT4_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
+        let no_log_flush: u32 = 2;
+        let dir = File::open(&self.at).unwrap();
+        // SAFETY: the descriptor is open, and the argument is a pointer to a u32.
+        let done =
+            unsafe { libc::ioctl(dir.as_raw_fd(), EXT4_IOC_SHUTDOWN, &raw const no_log_flush) };
+        assert_eq!(done, 0, "cut: {}", std::io::Error::last_os_error());
+    }
+
+    /// After a cut: the machine is up again.
+    fn come_back(&self) {
+        wait_for("the image to be free", || self.try_unmount());
+        self.mount();
+    }
+
+    /// Takes all free space but `left` bytes.
+    fn fill(&self, left: u64) {
+        let mut ballast = File::create(self.at.join("ballast")).unwrap();
+        let chunk = vec![7; 64 << 10];
+        loop {
+            match ballast.write(&chunk) {
+                Ok(_) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::StorageFull => break,
+                Err(e) => panic!("fill: {e}"),
+            }
+        }
+        ballast.sync_all().unwrap();
+        let len = ballast.metadata().unwrap().len();
+        ballast.set_len(len.saturating_sub(left)).unwrap();
+        ballast.sync_all().unwrap();
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.at.join("ballast")).unwrap();
+        // Blocks come back when the removal is committed.
+        File::open(&self.at).unwrap().sync_all().unwrap();
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.try_unmount() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = Command::new("losetup").args(["-d", &self.device]).status();
+    }
+}
+
+/// Small numbers from a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below
+    }
+}
+
+/// How a program writes.
+#[derive(Debug, Clone, Copy)]
+struct Mode {
+    name: &'static str,
+    journal: &'static str,
+    synchronous: &'static str,
+    /// How many of the last acknowledged commits SQLite itself does not promise to keep.
+    may_lose: i64,
+}
+
+const fn mode(
+    name: &'static str,
+    journal: &'static str,
+    synchronous: &'static str,
+    may_lose: i64,
+) -> Mode {
+    Mode {
+        name,
+        journal,
+        synchronous,
+        may_lose,
+    }
+}
+
+const MODES: [Mode; 6] = [
+    mode("full.db", "wal", "full", 0),
+    mode("normal.db", "wal", "normal", i64::MAX),
+    mode("extra.db", "delete", "extra", 0),
+    mode("delete.db", "delete", "full", 1),
+    mode("truncate.db", "truncate", "full", 0),
+    mode("persist.db", "persist", "full", 0),
+];
+
+/// What the writer of a database knows to be done.
+#[derive(Debug, Default)]
+struct Known {
+    acknowledged: AtomicI64,
+    checkpointed: AtomicI64,
+}
+
+/// What `s` holds after `n` transactions is told by `n` alone.
+const SLOTS: i64 = 61;
+
+fn connect(node: &Node, mode: &Mode) -> rusqlite::Result<Connection> {
+    let db = Connection::open(node.path(mode.name))?;
+    db.busy_timeout(PATIENCE)?;
+    db.query_row(&format!("PRAGMA journal_mode={}", mode.journal), [], |_| {
+        Ok(())
+    })?;
+    db.execute_batch(&format!("PRAGMA synchronous={}", mode.synchronous))?;
+    Ok(db)
+}
+
+fn create(node: &Node, mode: &Mode) {
+    let db = connect(node, mode).unwrap();
+    db.execute_batch(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB);
+         CREATE TABLE s(k INTEGER PRIMARY KEY, n INTEGER, v BLOB)",
+    )
+    .unwrap();
+}
+
+fn value(n: i64) -> Vec<u8> {
+    let len = usize::try_from(n * 7919 % 6000).unwrap();
+    vec![u8::try_from(n % 251).unwrap(); len]
+}
+
+/// One transaction: a row more, a slot replaced, another emptied.
+fn step(db: &mut Connection, n: i64) -> rusqlite::Result<()> {
+    let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    tx.execute(
+        "INSERT INTO t VALUES(?1, ?2)",
+        (n, &value(n)[..value(n).len().min(300)]),
+    )?;
+    tx.execute(
+        "REPLACE INTO s VALUES(?1, ?2, ?3)",
+        (n % SLOTS, n, value(n)),
+    )?;
+    tx.execute("DELETE FROM s WHERE k = ?1", [n * 31 % SLOTS])?;
+    tx.commit()
+}
+
+/// Writes until something fails or it is told to stop.
+fn write_on(
+    mut db: Connection,
+    mode: Mode,
+    known: &Known,
+    stop: &AtomicBool,
+) -> rusqlite::Result<()> {
+    let mut n = last(&db)?;
+    while !stop.load(Ordering::Acquire) {
+        n += 1;
+        step(&mut db, n)?;
+        known.acknowledged.store(n, Ordering::Release);
+        if mode.journal == "wal" && n % 150 == 0 {
+            checkpoint(&db, known, n)?;
+        }
+    }
+    Ok(())
+}
+
+fn checkpoint(db: &Connection, known: &Known, n: i64) -> rusqlite::Result<()> {
+    let how = if n % 300 == 0 { "TRUNCATE" } else { "RESTART" };
+    let busy: i64 = db.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |r| r.get(0))?;
+    if busy == 0 {
+        known.checkpointed.store(n, Ordering::Release);
+    }
+    Ok(())
+}
+
+fn last(db: &Connection) -> rusqlite::Result<i64> {
+    db.query_row("SELECT coalesce(max(id), 0) FROM t", [], |r| r.get(0))
+}
+
+/// Requires that a database is what some number of transactions made of it, and returns that number.
+fn check(node: &Node, mode: &Mode) -> i64 {
+    let db = node.open(mode.name);
+    let ok: String = db
+        .query_row("PRAGMA integrity_check", [], |r| r.get(0))
+        .unwrap();
+    assert_eq!(ok, "ok", "{}", mode.name);
+    let n = last(&db).unwrap();
+    let count: i64 = db
+        .query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+        .unwrap();
+    assert_eq!(
+        count, n,
+        "{}: a transaction in the middle is missing",
+        mode.name
+    );
+    let mut slots = std::collections::BTreeMap::new();
+    for i in 1..=n {
+        slots.insert(i % SLOTS, i);
+        slots.remove(&(i * 31 % SLOTS));
+    }
+    let mut rows = db.prepare("SELECT k, n, v FROM s ORDER BY k").unwrap();
+    let found: Vec<(i64, i64, Vec<u8>)> = rows
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let wanted: Vec<(i64, i64, Vec<u8>)> =
+        slots.into_iter().map(|(k, i)| (k, i, value(i))).collect();
+    assert!(
+        found == wanted,
+        "{}: {n} transactions would leave something else",
+        mode.name
+    );
+    n
+}
+
+/// Programs that write, one a database.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    known: Vec<(Mode, Arc<Known>)>,
+    threads: Vec<JoinHandle<rusqlite::Result<()>>>,
+}
+
+impl Writers {
+    fn start(node: &Node, modes: &[Mode]) -> Writers {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut writers = Writers {
+            stop: stop.clone(),
+            known: Vec::new(),
+            threads: Vec::new(),
+        };
+        let begin = Arc::new(Barrier::new(modes.len() + 1));
+        for mode in modes.iter().copied() {
+            let known = Arc::new(Known::default());
+            writers.known.push((mode, known.clone()));
+            let db = connect(node, &mode).unwrap();
+            let (begin, stop) = (begin.clone(), stop.clone());
+            writers.threads.push(std::thread::spawn(move || {
+                begin.wait();
+                write_on(db, mode, &known, &stop)
+            }));
+        }
+        begin.wait();
+        writers
+    }
+
+    /// Waits for the ends that a cut made; the connections are closed then.
+    fn ended(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join().unwrap();
+        }
+    }
+
+    /// Stops the writers; none may have failed.
+    fn stop(mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap().unwrap();
+        }
+    }
+}
+
+fn on_image(image: &Image, data_keys: &str) -> Options {
+    Options {
+        data: Some(image.at.join("data")),
+        data_keys: data_keys.into(),
+        ..Options::default()
+    }
+}
+
+/// Makes some of what is dirty durable, as the kernel may at any time.
+fn write_back(image: &Image, dice: &mut Dice) {
+    let mut files = Vec::new();
+    let mut dirs = vec![image.at.join("data")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+        {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => dirs.push(entry.path()),
+                Ok(kind) if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    for path in files {
+        if dice.roll(3) == 0
+            && let Ok(file) = File::open(&path)
+        {
+            let _ = file.sync_data();
+        }
+    }
+}
+
+/// Cuts the power of a primary while programs write, brings it back, and requires what was promised. Returns the log
+/// of the start.
+fn cut_primary(
+    image: &Image,
+    primary: &mut Node,
+    replica: &Node,
+    dice: &mut Dice,
+    after: Duration,
+    with_write_back: bool,
+) -> String {
+    let mut writers = Writers::start(primary, &MODES);
+    let until = Instant::now() + after;
+    while Instant::now() < until {
+        let pause = Duration::from_millis(5 + dice.roll(60));
+        std::thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
+        if with_write_back {
+            write_back(image, dice);
+        }
+    }
+    image.cut();
+    primary.kill();
+    writers.ended();
+    come_back_and_check(image, primary, replica, &writers)
+}
+
+fn come_back_and_check(
+    image: &Image,
+    primary: &mut Node,
+    replica: &Node,
+    writers: &Writers,
+) -> String {
+    fuse::clean_stale_mount(&primary.dir.join("mnt")).unwrap();
+    image.come_back();
+    primary.launch();
+    let log = primary.log();
+    assert!(log.contains("trusted=false"), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+    for (mode, known) in &writers.known {
+        let n = check(primary, mode);
+        let acknowledged = known.acknowledged.load(Ordering::Acquire);
+        let checkpointed = known.checkpointed.load(Ordering::Acquire);
+        let promised = acknowledged.saturating_sub(mode.may_lose).max(checkpointed);
+        assert!(
+            n >= promised,
+            "{}: {acknowledged} transactions were acknowledged, {checkpointed} checkpointed, {n} are there",
+            mode.name
+        );
+        eprintln!(
+            "{}: acknowledged {acknowledged}, checkpointed {checkpointed}, found {n}",
+            mode.name
+        );
+    }
+    for mode in &MODES {
+        step(
+            &mut connect(primary, mode).unwrap(),
+            check(primary, mode) + 1,
+        )
+        .unwrap();
+        assert_same(primary, replica, mode.name);
+        check(replica, mode);
+    }
+    log
+}
+
+fn cuts(seed: u64, count: u32, data_keys: &str, longest_ms: u64, with_write_back: bool) {
+    if cannot_mount() {
+        return;
+    }
+    let seed = std::env::var("LITEFS_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(seed);
+    eprintln!("seed {seed} (LITEFS_SEED for another)");
+    let mut dice = Dice(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let Some(image) = Image::new(dir.path(), "disk", 256) else {
+        return;
+    };
+    let mut primary = Node::primary_with(dir.path(), on_image(&image, data_keys));
+    for mode in &MODES {
+        create(&primary, mode);
+    }
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    let mut seen = String::new();
+    for _ in 0..count {
+        let after = Duration::from_millis(5 + dice.roll(longest_ms));
+        eprintln!("cut after {after:?}");
+        seen += &cut_primary(
+            &image,
+            &mut primary,
+            &replica,
+            &mut dice,
+            after,
+            with_write_back,
+        );
+    }
+    for what in ["written back from the log", "captured as one transaction"] {
+        eprintln!("{what}: {}", seen.matches(what).count());
+    }
+}
+
+#[test]
+fn power_cuts_at_random_moments_lose_nothing_promised() {
+    cuts(1, 4, "", 500, false);
+}
+
+#[test]
+fn power_cuts_after_parts_were_written_back_lose_nothing_promised() {
+    cuts(2, 4, "", 1500, true);
+}
+
+#[test]
+fn power_cuts_while_segments_are_sealed_lose_nothing_promised() {
+    cuts(3, 3, ", segment-size: 64KiB", 1500, true);
+}
