@@ -45,6 +45,16 @@ impl Db {
         self.capture_wal_locked(&mut inner)
     }
 
+    /// Captures everything committed in the WAL and syncs the log, as must be before the WAL may be removed or
+    /// truncated: without it, nothing would tell after a power cut whether the file or the log is newer.
+    ///
+    /// # Errors
+    /// Disk or log; the WAL must then stay (INV-DB-2).
+    pub fn capture_for_good(&self) -> Result<(), DbError> {
+        self.capture_wal()?;
+        self.sync_log()
+    }
+
     /// Learns that the WAL file is gone or another one.
     pub fn wal_replaced(&self) {
         Self::forget_wal(&mut self.lock());

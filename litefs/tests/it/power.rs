@@ -225,6 +225,9 @@ fn write_on(
         n += 1;
         step(&mut db, n)?;
         known.acknowledged.store(n, Ordering::Release);
+        if n % 8 == 0 {
+            std::thread::sleep(Duration::from_millis(4)); // so that logs stay small
+        }
         if mode.journal == "wal" && n % 150 == 0 {
             checkpoint(&db, known, n)?;
         }
@@ -389,18 +392,22 @@ fn cut_primary(
     come_back_and_check(image, primary, replica, &writers)
 }
 
+fn come_back(image: &Image, node: &mut Node) {
+    fuse::clean_stale_mount(&node.dir.join("mnt")).unwrap();
+    image.come_back();
+    node.launch();
+    let log = node.log();
+    assert!(log.contains("trusted=false"), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
 fn come_back_and_check(
     image: &Image,
     primary: &mut Node,
     replica: &Node,
     writers: &Writers,
 ) -> String {
-    fuse::clean_stale_mount(&primary.dir.join("mnt")).unwrap();
-    image.come_back();
-    primary.launch();
-    let log = primary.log();
-    assert!(log.contains("trusted=false"), "{log}");
-    assert!(!log.contains("ERROR"), "{log}");
+    come_back(image, primary);
     for (mode, known) in &writers.known {
         let n = check(primary, mode);
         let acknowledged = known.acknowledged.load(Ordering::Acquire);
@@ -416,16 +423,30 @@ fn come_back_and_check(
             mode.name
         );
     }
-    for mode in &MODES {
-        step(
-            &mut connect(primary, mode).unwrap(),
-            check(primary, mode) + 1,
-        )
-        .unwrap();
-        assert_same(primary, replica, mode.name);
-        check(replica, mode);
+    for (mode, _) in &writers.known {
+        go_on(primary, replica, mode);
     }
-    log
+    primary.log()
+}
+
+/// Requires that a database can be written and is replicated.
+fn go_on(primary: &Node, replica: &Node, mode: &Mode) {
+    let n = check(primary, mode) + 1;
+    step(&mut connect(primary, mode).unwrap(), n).unwrap();
+    assert_same(primary, replica, mode.name);
+    check(replica, mode);
+}
+
+/// Syncs what is in a directory below the data directory, and nothing else.
+fn sync_below(dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            sync_below(&entry.path());
+        } else {
+            File::open(entry.path()).unwrap().sync_all().unwrap();
+        }
+    }
+    File::open(dir).unwrap().sync_all().unwrap();
 }
 
 fn cuts(seed: u64, count: u32, data_keys: &str, longest_ms: u64, with_write_back: bool) {
@@ -478,4 +499,175 @@ fn power_cuts_after_parts_were_written_back_lose_nothing_promised() {
 #[test]
 fn power_cuts_while_segments_are_sealed_lose_nothing_promised() {
     cuts(3, 3, ", segment-size: 64KiB", 1500, true);
+}
+
+const NORMAL: Mode = MODES[1];
+
+/// A primary on an image with one database of `synchronous=NORMAL`, a replica of it elsewhere, and a program that has it
+/// open.
+fn with_normal(dir: &Path) -> Option<(Image, Node, Node, Connection)> {
+    if cannot_mount() {
+        return None;
+    }
+    let image = Image::new(dir, "disk", 64)?;
+    let primary = Node::primary_with(dir, on_image(&image, ""));
+    let replica = Node::replica(dir, "replica", &primary, "");
+    create(&primary, &NORMAL);
+    let db = connect(&primary, &NORMAL).unwrap();
+    db.execute_batch("PRAGMA wal_autocheckpoint=0").unwrap();
+    Some((image, primary, replica, db))
+}
+
+/// Commits `count` transactions more, and waits until the replica has them: they are in the log then.
+fn commit(primary: &Node, replica: &Node, db: &mut Connection, count: i64) -> i64 {
+    let first = last(db).unwrap() + 1;
+    for n in first..first + count {
+        step(db, n).unwrap();
+    }
+    assert_same(primary, replica, NORMAL.name);
+    last(db).unwrap()
+}
+
+/// The log is durable and the WAL is not: what was replicated must not be taken back.
+fn only_the_log_has_them(before: impl Fn(&mut Connection, &Image)) {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((image, mut primary, replica, mut db)) = with_normal(dir.path()) else {
+        return;
+    };
+    commit(&primary, &replica, &mut db, 20);
+    before(&mut db, &image);
+    let n = commit(&primary, &replica, &mut db, 40);
+    let pos = primary.pos(NORMAL.name);
+    sync_below(&image.at.join("data/dbs"));
+    image.cut();
+    primary.kill();
+    drop(db);
+    come_back(&image, &mut primary);
+    assert_eq!(check(&primary, &NORMAL), n, "{}", primary.log());
+    assert_eq!(primary.pos(NORMAL.name), pos);
+    assert!(
+        primary.log().contains("written back from the log"),
+        "the cut took nothing from the database, so nothing is shown: {}",
+        primary.log()
+    );
+    go_on(&primary, &replica, &NORMAL);
+}
+
+#[test]
+fn commits_that_only_the_log_has_survive_a_power_cut_in_a_wal_of_which_a_part_was_synced() {
+    only_the_log_has_them(|_, image| sync_below(&image.at.join("data/files")));
+}
+
+#[test]
+fn commits_that_only_the_log_has_survive_a_power_cut_in_a_wal_that_was_reset() {
+    only_the_log_has_them(|db, _| checkpoint(db, &Known::default(), 1).unwrap());
+}
+
+#[test]
+fn commits_that_only_the_log_has_survive_a_power_cut_in_a_wal_that_was_truncated() {
+    only_the_log_has_them(|db, _| checkpoint(db, &Known::default(), 300).unwrap());
+}
+
+#[test]
+fn a_write_back_from_the_log_that_dies_is_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((image, mut primary, replica, mut db)) = with_normal(dir.path()) else {
+        return;
+    };
+    for power_is_cut_again in [false, true] {
+        checkpoint(&db, &Known::default(), 300).unwrap();
+        let n = commit(&primary, &replica, &mut db, 30);
+        sync_below(&image.at.join("data/dbs"));
+        image.cut();
+        primary.kill();
+        drop(db);
+        fuse::clean_stale_mount(&primary.dir.join("mnt")).unwrap();
+        image.come_back();
+        primary.options.env = vec![("LITEFS_CRASH_AT".into(), "recover.heal:page:4".into())];
+        primary.spawn();
+        let died = primary.child.take().unwrap().wait().unwrap();
+        assert!(!died.success(), "{}", primary.log());
+        primary.options.env.clear();
+        if power_is_cut_again {
+            sync_below(&image.at.join("data"));
+            image.cut();
+            image.come_back();
+        }
+        primary.launch();
+        assert!(primary.log().contains("trusted=false"), "{}", primary.log());
+        assert_eq!(check(&primary, &NORMAL), n, "{}", primary.log());
+        go_on(&primary, &replica, &NORMAL);
+        db = connect(&primary, &NORMAL).unwrap();
+        db.execute_batch("PRAGMA wal_autocheckpoint=0").unwrap();
+    }
+}
+
+#[test]
+fn a_power_cut_right_after_a_checkpoint_loses_nothing_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((image, mut primary, replica, mut db)) = with_normal(dir.path()) else {
+        return;
+    };
+    for how in [1, 300, 1, 300] {
+        let known = Known::default();
+        let n = commit(&primary, &replica, &mut db, 150);
+        checkpoint(&db, &known, how).unwrap();
+        assert_eq!(known.checkpointed.load(Ordering::Acquire), how, "not busy");
+        image.cut();
+        primary.kill();
+        drop(db);
+        come_back(&image, &mut primary);
+        assert!(check(&primary, &NORMAL) >= n, "{}", primary.log());
+        go_on(&primary, &replica, &NORMAL);
+        db = connect(&primary, &NORMAL).unwrap();
+    }
+}
+
+#[test]
+fn a_replica_whose_power_is_cut_becomes_the_same_again() {
+    if cannot_mount() {
+        return;
+    }
+    let mut dice = Dice(5);
+    let dir = tempfile::tempdir().unwrap();
+    let Some(image) = Image::new(dir.path(), "disk", 256) else {
+        return;
+    };
+    let primary = Node::primary(dir.path(), "");
+    for mode in &MODES {
+        create(&primary, mode);
+    }
+    let mut replica = Node::replica_with(
+        dir.path(),
+        "replica",
+        &primary,
+        on_image(&image, ", segment-size: 64KiB"),
+    );
+    for round in 0..4 {
+        // Read through a WAL of ours, or written straight into the file.
+        let readers: Vec<Connection> = MODES
+            .iter()
+            .filter(|_| round % 2 == 0)
+            .map(|mode| {
+                assert_same(&primary, &replica, mode.name);
+                let db = replica.open(mode.name);
+                last(&db).unwrap();
+                db
+            })
+            .collect();
+        let writers = Writers::start(&primary, &MODES);
+        let until = Instant::now() + Duration::from_millis(5 + dice.roll(1500));
+        while Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5 + dice.roll(60)));
+            write_back(&image, &mut dice);
+        }
+        image.cut();
+        replica.kill();
+        drop(readers);
+        come_back(&image, &mut replica);
+        writers.stop();
+        for mode in &MODES {
+            go_on(&primary, &replica, mode);
+        }
+    }
 }
