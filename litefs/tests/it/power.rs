@@ -671,3 +671,225 @@ fn a_replica_whose_power_is_cut_becomes_the_same_again() {
         }
     }
 }
+
+fn is_full_or_io(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            rusqlite::ErrorCode::DiskFull
+                | rusqlite::ErrorCode::SystemIoFailure
+                | rusqlite::ErrorCode::CannotOpen
+        )
+    )
+}
+
+/// Commits until the disk is full, and requires that the program is told so.
+fn write_until_full(db: &mut Connection, mode: &Mode) -> i64 {
+    let mut n = last(db).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert!(
+            Instant::now() < deadline,
+            "{}: the disk does not fill",
+            mode.name
+        );
+        match step(db, n + 1) {
+            Ok(()) => n += 1,
+            Err(e) => {
+                assert!(is_full_or_io(&e), "{}: {e}", mode.name);
+                return n;
+            }
+        }
+    }
+}
+
+const FULL_MODES: [Mode; 4] = [MODES[0], MODES[1], MODES[3], MODES[5]];
+
+#[test]
+fn a_full_disk_of_a_primary_loses_nothing_and_ends_without_a_restart() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let Some(image) = Image::new(dir.path(), "disk", 64) else {
+        return;
+    };
+    let mut primary = Node::primary_with(dir.path(), on_image(&image, ", segment-size: 64KiB"));
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    for mode in &FULL_MODES {
+        create(&primary, mode);
+        assert_same(&primary, &replica, mode.name);
+    }
+    for left in [0, 300 << 10, 2 << 20] {
+        let mut apps: Vec<(Mode, Connection)> = FULL_MODES
+            .iter()
+            .map(|mode| (*mode, connect(&primary, mode).unwrap()))
+            .collect();
+        image.fill(left);
+        // Each takes some of what is left, so that each is the one that meets the end.
+        let mut acknowledged: Vec<i64> = apps
+            .iter_mut()
+            .map(|(mode, db)| write_until_full(db, mode))
+            .collect();
+        for ((mode, db), n) in apps.iter_mut().zip(&mut acknowledged) {
+            // It goes on being told, and what it is not told stays.
+            for _ in 0..3 {
+                if let Err(e) = step(db, *n + 1) {
+                    assert!(is_full_or_io(&e), "{}: {e}", mode.name);
+                } else {
+                    *n += 1;
+                }
+            }
+        }
+        assert!(
+            primary
+                .child
+                .as_mut()
+                .unwrap()
+                .try_wait()
+                .unwrap()
+                .is_none(),
+            "the node died: {}",
+            primary.log()
+        );
+        image.free();
+        for ((mode, db), n) in apps.iter_mut().zip(&acknowledged) {
+            wait_for("the same program to write again", || {
+                // A refused commit may be there: `step` is then not the next one.
+                let have = last(db).unwrap_or(*n);
+                step(db, have + 1).is_ok()
+            });
+            assert!(check(&primary, mode) > *n, "{}: lost", mode.name);
+        }
+        drop(apps);
+        for mode in &FULL_MODES {
+            go_on(&primary, &replica, mode);
+        }
+    }
+    let log = primary.log();
+    let told = log
+        .lines()
+        .find(|line| line.contains("No space left"))
+        .unwrap_or_else(|| panic!("the log says nothing of it: {log}"));
+    assert!(told.contains(image.at.to_str().unwrap()), "{told}");
+    assert!(told.contains("free space"), "{told}");
+    primary.stop();
+    primary.launch();
+    for mode in &FULL_MODES {
+        go_on(&primary, &replica, mode);
+    }
+}
+
+#[test]
+fn a_full_disk_of_a_replica_disturbs_nobody_and_ends_without_a_restart() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let Some(image) = Image::new(dir.path(), "disk", 128) else {
+        return;
+    };
+    let primary = Node::primary(dir.path(), "");
+    for mode in &FULL_MODES {
+        create(&primary, mode);
+    }
+    let mut replica = Node::replica_with(
+        dir.path(),
+        "replica",
+        &primary,
+        on_image(&image, ", segment-size: 64KiB"),
+    );
+    for (round, left) in [0, 100 << 10, 700 << 10, 0].into_iter().enumerate() {
+        let readers: Vec<Connection> = FULL_MODES
+            .iter()
+            .filter(|_| round % 2 == 0)
+            .map(|mode| {
+                assert_same(&primary, &replica, mode.name);
+                let db = replica.open(mode.name);
+                last(&db).unwrap();
+                db
+            })
+            .collect();
+        image.fill(left);
+        let mut all = Vec::new();
+        for mode in &FULL_MODES {
+            let mut db = connect(&primary, mode).unwrap();
+            let first = last(&db).unwrap() + 1;
+            let started = Instant::now();
+            for n in first..first + 60 {
+                step(&mut db, n).unwrap();
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "the primary waits"
+            );
+            all.push((mode, first + 59));
+        }
+        wait_for("the replica to say so", || {
+            replica.log().contains("No space left")
+        });
+        for mode in &FULL_MODES {
+            // A reader sees some state that was, or is told; never a mix.
+            let Ok(db) = Connection::open(replica.path(mode.name)) else {
+                continue;
+            };
+            match db.query_row("PRAGMA integrity_check", [], |r| r.get::<_, String>(0)) {
+                Ok(ok) => assert_eq!(ok, "ok", "{}", mode.name),
+                Err(e) => assert!(is_full_or_io(&e), "{}: {e}", mode.name),
+            }
+        }
+        assert!(
+            replica
+                .child
+                .as_mut()
+                .unwrap()
+                .try_wait()
+                .unwrap()
+                .is_none(),
+            "the node died: {}",
+            replica.log()
+        );
+        image.free();
+        for (mode, n) in all {
+            assert_same(&primary, &replica, mode.name);
+            assert_eq!(check(&replica, mode), n);
+            go_on(&primary, &replica, mode);
+        }
+        drop(readers);
+    }
+    let log = replica.log();
+    let told = log
+        .lines()
+        .find(|line| line.contains("No space left"))
+        .unwrap();
+    assert!(told.contains(image.at.to_str().unwrap()), "{told}");
+    assert!(told.contains("free space"), "{told}");
+}
+
+#[test]
+fn a_commit_that_nobody_saw_is_captured_with_the_next() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary(dir.path(), "");
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    for i in 0..20 {
+        let name = format!("{i}.db");
+        let db = primary.open(&name);
+        db.execute_batch(
+            "PRAGMA synchronous=off; CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB);
+             WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x<60)
+             INSERT INTO t(v) SELECT randomblob(3000) FROM c",
+        )
+        .unwrap();
+        assert_same(&primary, &replica, &name);
+        // The first of them makes the journal, which the kernel serves; the second finds it.
+        db.execute_batch(
+            "PRAGMA journal_mode=persist;
+             UPDATE t SET v=randomblob(3000) WHERE id=20; UPDATE t SET v=randomblob(3000) WHERE id=50",
+        )
+        .unwrap();
+        assert_same(&primary, &replica, &name);
+    }
+}
