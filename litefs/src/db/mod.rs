@@ -300,7 +300,16 @@ impl Db {
         for finding in self.log.reopen().map_err(self.log_error())? {
             tracing::warn!(db = %self.name, ?finding, "log was opened again");
         }
-        if self.log.end_pos() != inner.pos {
+        let end = self.log.end_pos();
+        // A replica logs first; it comes again to what it has not applied.
+        let is_ahead = !self.node.is_primary() && end.txid > inner.pos.txid;
+        if end != inner.pos && !is_ahead {
+            // What the log gives up must be durable in the files.
+            for path in [&self.paths.main, &self.paths.wal] {
+                if let Ok(file) = File::open(path) {
+                    file.sync_data().map_err(DbError::io("sync", path))?;
+                }
+            }
             let meta = log::RecordMeta {
                 epoch: self.node.epoch.load(Ordering::Acquire),
                 min_txid: inner.pos.txid,

@@ -85,6 +85,10 @@ impl Db {
                 Finding::TornTail { .. } => {
                     tracing::info!(db = %name, ?finding, "log ended in the middle of a write")
                 }
+                Finding::Damaged { .. } | Finding::Unreachable { .. } if !is_trusted => {
+                    // Pages that were not synced reach the disk in any order.
+                    tracing::warn!(db = %name, ?finding, "power was lost and the log is damaged; what was damaged is kept aside, and all pages are compared");
+                }
                 Finding::Damaged { .. } | Finding::Unreachable { .. } => {
                     is_trusted = false;
                     tracing::error!(db = %name, ?finding, "log is damaged; what was damaged is kept aside");

@@ -359,10 +359,28 @@ fn write_back(image: &Image, dice: &mut Dice) {
     }
     files.sort();
     for path in files {
-        if dice.roll(3) == 0
-            && let Ok(file) = File::open(&path)
-        {
-            let _ = file.sync_data();
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        match dice.roll(4) {
+            0 => {
+                let _ = file.sync_data();
+            }
+            // Some pages in the middle, without those before.
+            1 => {
+                let len = file.metadata().map_or(0, |m| m.len() / 4096 + 1);
+                let (first, count) = (dice.roll(len), 1 + dice.roll(8));
+                // SAFETY: an open descriptor and numbers.
+                unsafe {
+                    libc::sync_file_range(
+                        file.as_raw_fd(),
+                        i64::try_from(first * 4096).unwrap(),
+                        i64::try_from(count * 4096).unwrap(),
+                        libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER,
+                    );
+                }
+            }
+            _ => {}
         }
     }
 }
