@@ -183,7 +183,13 @@ impl Db {
         overlaps: bool,
         merged: &Merged,
     ) -> Result<(), DbError> {
-        let is_continued = self.log.end_pos() == inner.pos;
+        // An earlier try may have got as far as the log, or a part of the way.
+        let end = self.log.end_pos();
+        let logged = records.iter().position(|r| r.meta.post_pos() == end);
+        if let Some(logged) = logged {
+            return self.append_records(&records[logged + 1..]);
+        }
+        let is_continued = end == inner.pos;
         if !is_continued || overlaps {
             // One range from where we are: as the log wants it, and just as true.
             let (Some(first), Some(last)) = (records.first(), records.last()) else {
@@ -218,6 +224,10 @@ impl Db {
             inner.encoded = ltx;
             return appended.map_err(self.log_error());
         }
+        self.append_records(records)
+    }
+
+    fn append_records(&self, records: &[Record]) -> Result<(), DbError> {
         for record in records {
             self.log
                 .append(&to_log(&record.meta)?, &record.ltx)
@@ -254,13 +264,16 @@ impl Db {
 
     /// Writes pages where readers find them.
     pub(super) fn write_merged(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
-        if merged.page_count == 0 {
+        if merged.page_count > 0 && inner.replica_wal.is_some() {
+            return self.install_in_wal(inner, merged);
+        }
+        let written = if merged.page_count == 0 {
             self.remove_files(inner)
-        } else if inner.replica_wal.is_some() {
-            self.install_in_wal(inner, merged)
         } else {
             self.install_in_file(inner, merged)
-        }
+        };
+        inner.trouble = written.as_ref().err().map(ToString::to_string);
+        written
     }
 
     fn install_in_wal(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
@@ -274,7 +287,10 @@ impl Db {
         wal.append(&self.paths, &pages, merged.page_count)?;
         let mut main_changed = false;
         if wal.wants_checkpoint() {
-            wal.checkpoint(&self.paths)?;
+            // What was applied is in the WAL, and readers see it.
+            if let Err(error) = wal.checkpoint(&self.paths) {
+                tracing::warn!(db = %self.name, error = crate::replication::send::chain(&error), "cannot checkpoint, will try again");
+            }
             main_changed = true;
         }
         self.node.invalidate(|inv| {
@@ -308,6 +324,23 @@ impl Db {
         self.node
             .invalidate(|inv| inv.data(&self.paths.relative, 0, 0));
         Ok(())
+    }
+
+    /// A file that was written in part is not what the checksums say: a difference must be one from what is there.
+    pub(super) fn look_at_half_written(&self, inner: &mut Inner) {
+        if inner.trouble.is_none() || self.node.is_primary() || inner.replica_wal.is_some() {
+            return;
+        }
+        if let Ok(Some(view)) = super::view::View::open(&self.paths, false)
+            && inner.page_size == Some(view.page_size)
+            && let Ok(actual) = view.checksums()
+        {
+            inner.page_count = actual.page_count();
+            inner.pos.post_apply_checksum = actual.total();
+            inner.checksums = actual;
+            let timestamp_ms = self.published.lock().timestamp_ms;
+            self.publish(inner, timestamp_ms);
+        }
     }
 
     /// Makes the file of a database new to this node, and the directories above it.
@@ -424,6 +457,13 @@ impl Db {
         let mut inner = self.lock();
         if self.open_if_ready() {
             return Ok(());
+        }
+        if let Some(what) = &inner.trouble {
+            // Half of a transaction is in the file.
+            return Err(DbError::Corrupt {
+                what: format!("unfinished: {what}"),
+                path: self.paths.main.clone(),
+            });
         }
         if let (Some(page_size), None) = (inner.page_size, &inner.replica_wal) {
             let tid = thread_id();

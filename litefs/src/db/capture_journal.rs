@@ -4,6 +4,9 @@
 //! the free list without saving them, but saves the trunk that listed them; so the leaves of every saved page that could
 //! be a trunk are looked at as well. A page counts as changed when its checksum did, so looking at too many costs
 //! time and nothing else, and a rolled-back transaction changes nothing.
+//!
+//! That is so if everything before was captured. A commit that nobody saw, in a mode that leaves no trace or with a
+//! journal that the kernel served, counted up in page 1; so the page 1 that the journal saved tells of it.
 
 use std::fs::File;
 
@@ -65,6 +68,11 @@ impl Db {
         candidates.remove(&header.page_size.lock_pgno());
         let mut page = vec![0; header.page_size.len()];
         read_full(&main, &mut page, 0).map_err(io())?;
+        let saved = journal::saved_page(&journal, Pgno::ONE).unwrap_or_default();
+        let before = page_checksum(Pgno::ONE, saved.as_ref().unwrap_or(&page));
+        if inner.checksums.get(Pgno::ONE) != Some(before) {
+            return self.capture_view(inner, false);
+        }
         if inner.checksums.get(Pgno::ONE) == Some(page_checksum(Pgno::ONE, &page)) {
             // Every commit counts up in page 1, so this was rolled back; then leaves of the free list may keep new bytes.
             candidates.extend(journal::freelist_leaves(&main).map_err(io())?);

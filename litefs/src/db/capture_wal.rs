@@ -46,6 +46,16 @@ impl Db {
         self.capture_wal_locked(&mut inner)
     }
 
+    /// Captures everything committed in the WAL and syncs the log, as must be before the WAL may be removed or
+    /// truncated: without it, nothing would tell after a power cut whether the file or the log is newer.
+    ///
+    /// # Errors
+    /// Disk or log; the WAL must then stay (INV-DB-2).
+    pub fn capture_for_good(&self) -> Result<(), DbError> {
+        self.capture_wal()?;
+        self.sync_log()
+    }
+
     /// Learns that the WAL file is gone or another one.
     pub fn wal_replaced(&self) {
         Self::forget_wal(&mut self.lock());
@@ -78,11 +88,18 @@ impl Db {
     }
 
     pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
-        while self.capture_wal_step(inner)? == Step::More {}
+        let trust_index = self.node.shm_is_shared();
+        while self.capture_wal_step(inner, trust_index)? == Step::More {}
         Ok(())
     }
 
-    fn capture_wal_step(&self, inner: &mut Inner) -> Result<Step, DbError> {
+    /// Captures what the frames themselves say is committed: a wal-index that a power cut left is of another time.
+    pub(super) fn capture_wal_by_frames(&self, inner: &mut Inner) -> Result<(), DbError> {
+        while self.capture_wal_step(inner, false)? == Step::More {}
+        Ok(())
+    }
+
+    fn capture_wal_step(&self, inner: &mut Inner, trust_index: bool) -> Result<Step, DbError> {
         if inner.wal.is_none() {
             match File::open(&self.paths.wal) {
                 Ok(file) => inner.wal = Some(file),
@@ -93,12 +110,17 @@ impl Db {
         let Some(wal) = inner.wal.take() else {
             return Ok(Step::Done);
         };
-        let step = self.capture_frames(inner, &wal);
+        let step = self.capture_frames(inner, &wal, trust_index);
         inner.wal = Some(wal);
         step
     }
 
-    fn capture_frames(&self, inner: &mut Inner, wal: &File) -> Result<Step, DbError> {
+    fn capture_frames(
+        &self,
+        inner: &mut Inner,
+        wal: &File,
+        trust_index: bool,
+    ) -> Result<Step, DbError> {
         let io = || DbError::io("read", &self.paths.wal);
         let mut head = [0; WAL_HEADER_LEN];
         if read_full(wal, &mut head, 0).map_err(io())? < head.len() {
@@ -107,7 +129,7 @@ impl Db {
         let Ok(header) = WalHeader::decode(&head) else {
             return Ok(Step::Done);
         };
-        let Some(extent) = self.committed_extent(&header) else {
+        let Some(extent) = self.committed_extent(&header, trust_index) else {
             return Ok(Step::Done);
         };
         let (salt1, salt2) = (header.salts.0, header.salts.1);
@@ -155,8 +177,8 @@ impl Db {
     }
 
     /// Says how far the WAL is committed, if anything is.
-    fn committed_extent(&self, header: &WalHeader) -> Option<Extent> {
-        if !self.node.shm_is_shared() {
+    fn committed_extent(&self, header: &WalHeader, trust_index: bool) -> Option<Extent> {
+        if !trust_index {
             return Some(Extent::Frames);
         }
         let Ok(shm) = File::open(&self.paths.shm) else {

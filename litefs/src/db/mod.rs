@@ -239,7 +239,8 @@ impl Db {
     /// Returns the page checksums and the position that they belong to.
     #[must_use]
     pub fn checksums(&self) -> (Pos, PageChecksums) {
-        let inner = self.inner.lock();
+        let mut inner = self.inner.lock();
+        self.look_at_half_written(&mut inner);
         (inner.pos, inner.checksums.clone())
     }
 
@@ -282,9 +283,52 @@ impl Db {
     /// Makes the log durable, if it grew since it was.
     ///
     /// # Errors
-    /// Disk; the log then takes no more until it is opened again.
+    /// Disk; the log then takes no more until [`repair_log`](Db::repair_log).
     pub fn sync_log(&self) -> Result<(), DbError> {
         self.log.sync().map(drop).map_err(self.log_error())
+    }
+
+    /// Makes a log usable again that could not be synced, once the disk allows. Returns whether it had to.
+    ///
+    /// If records are lost, the log begins anew where the database is: what it then lacks is in the database itself.
+    ///
+    /// # Errors
+    /// Disk; try again later.
+    pub fn repair_log(&self) -> Result<bool, DbError> {
+        if !self.log.is_broken() {
+            return Ok(false);
+        }
+        let inner = self.lock();
+        for finding in self.log.reopen().map_err(self.log_error())? {
+            tracing::warn!(db = %self.name, ?finding, "log was opened again");
+        }
+        let end = self.log.end_pos();
+        // A replica logs first; it comes again to what it has not applied.
+        let is_ahead = !self.node.is_primary() && end.txid > inner.pos.txid;
+        if end != inner.pos && !is_ahead {
+            // What the log gives up must be durable in the files.
+            for path in [&self.paths.main, &self.paths.wal] {
+                if let Ok(file) = File::open(path) {
+                    file.sync_data().map_err(DbError::io("sync", path))?;
+                }
+            }
+            let meta = log::RecordMeta {
+                epoch: self.node.epoch.load(Ordering::Acquire),
+                min_txid: inner.pos.txid,
+                max_txid: inner.pos.txid,
+                pre_apply_checksum: inner.pos.post_apply_checksum,
+                post_apply_checksum: inner.pos.post_apply_checksum,
+                timestamp_ms: self.published.lock().timestamp_ms,
+                commit: inner.page_count,
+                page_size: inner.page_size.unwrap_or(PageSize::DEFAULT),
+                wal: inner.cursor,
+            };
+            self.log
+                .restart(&meta, log::Older::Quarantine)
+                .map_err(self.log_error())?;
+            tracing::warn!(db = %self.name, pos = %inner.pos, "log lost records and begins anew; replicas that are behind get a page copy");
+        }
+        Ok(true)
     }
 
     /// Compacts the log, and with `retain` removes what its limits allow.

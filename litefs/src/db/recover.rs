@@ -7,11 +7,13 @@
 //! | the files are older than the log, or pages of them were damaged | what differs is written back from the log |
 //! | the files are newer, or the log does not have what differs, on the primary | they are what SQLite shows: captured as one transaction |
 //! | the same, on a replica | reported as it is; the primary sends the difference |
+//! | a start that was interrupted while it wrote back | it writes back again: a mark says so |
 //! | a hot journal | rolled back, as SQLite would at its next open |
 //!
 //! The log is not synced before a program's commit is, so after a power cut it may be behind. Which of the two is newer
 //! is told by the salts of the WAL, of which the first counts up at each reset and which SQLite syncs, or in a rollback
-//! mode by the change counter, which every transaction counts up.
+//! mode by the change counter, which every transaction counts up. Where there is no WAL any more, the file is older if it
+//! is a state that the log has been through: before a WAL is removed or truncated, the log is synced.
 //!
 //! Nothing here refuses to start the node; a database that cannot be opened stays alone with its error.
 
@@ -48,10 +50,13 @@ enum Age {
     Older,
     Same,
     Newer,
+    /// There is no WAL, though the log's end came from one: it never reached the disk, or it was removed when all of
+    /// it was in the file. The log is synced before a removal, so a file that is a state of the log's past is older.
+    OlderIfInLog,
 }
 
 /// A WAL that was removed begins anew with random salts; one that was reset so often since is taken for such.
-const MAX_RESETS: i32 = 1 << 20;
+const MAX_RESETS: i32 = 1 << 12;
 
 impl Db {
     /// Opens a database. `is_trusted` says that what was last written to files here is still in them.
@@ -79,6 +84,10 @@ impl Db {
             match finding {
                 Finding::TornTail { .. } => {
                     tracing::info!(db = %name, ?finding, "log ended in the middle of a write")
+                }
+                Finding::Damaged { .. } | Finding::Unreachable { .. } if !is_trusted => {
+                    // Pages that were not synced reach the disk in any order.
+                    tracing::warn!(db = %name, ?finding, "power was lost and the log is damaged; what was damaged is kept aside, and all pages are compared");
                 }
                 Finding::Damaged { .. } | Finding::Unreachable { .. } => {
                     is_trusted = false;
@@ -117,10 +126,15 @@ impl Db {
             let mut inner = db.lock();
             let is_known = db.restore_checksums(&mut inner, loaded.ok())?;
             db.roll_back_journal()?;
+            let is_healing = db.healing_mark().exists();
+            let is_trusted = is_known && is_trusted && !is_healing;
             if db.node.is_primary() {
-                db.recover_primary(&mut inner, is_known && is_trusted)?;
+                db.recover_primary(&mut inner, is_trusted, is_healing)?;
             } else {
-                db.recover_replica(&mut inner, is_known && is_trusted)?;
+                db.recover_replica(&mut inner, is_trusted)?;
+            }
+            if is_healing {
+                db.end_healing()?;
             }
             let timestamp_ms = db.log.end().map_or(0, |m| m.timestamp_ms);
             db.publish(&inner, timestamp_ms);
@@ -243,7 +257,12 @@ impl Db {
         Ok(())
     }
 
-    fn recover_primary(&self, inner: &mut Inner, is_trusted: bool) -> Result<(), DbError> {
+    fn recover_primary(
+        &self,
+        inner: &mut Inner,
+        is_trusted: bool,
+        is_healing: bool,
+    ) -> Result<(), DbError> {
         if is_trusted && inner.page_count > 0 {
             self.capture_wal_locked(inner)?;
             let stamp = File::open(&self.paths.main)
@@ -255,9 +274,13 @@ impl Db {
             }
         }
         inner.trouble = None;
-        let age = self.age_of_files(inner)?;
+        let mut age = self.age_of_files(inner)?;
+        if is_healing {
+            // Neither the old state nor the new one: only the log knows.
+            age = Age::Older;
+        }
         if age == Age::Same {
-            self.capture_wal_locked(inner)?;
+            self.capture_wal_by_frames(inner)?;
         }
         let Some(view) = View::open(&self.paths, true)? else {
             if inner.page_count > 0 {
@@ -273,6 +296,13 @@ impl Db {
             return Ok(());
         }
         drop(view);
+        if age == Age::OlderIfInLog {
+            age = if self.is_in_log(actual.total()) {
+                Age::Older
+            } else {
+                Age::Newer
+            };
+        }
         if age != Age::Newer && self.heal_from_log(inner, &actual)? {
             return Ok(());
         }
@@ -301,12 +331,19 @@ impl Db {
                     _ => Age::Newer,
                 }
             }
-            // SQLite removes a WAL once all of it is in the file.
-            (Some(_), None) if view.header.is_wal() => Age::Newer,
+            (Some(_), None) if view.header.is_wal() => Age::OlderIfInLog,
             (None, Some((_, end))) if end.frame_no > 0 => Age::Newer,
             _ => self.age_by_counter(inner, &view.header)?,
         };
         Ok(age)
+    }
+
+    /// Returns whether the database had this checksum at a position that the log leads on from.
+    fn is_in_log(&self, checksum: crate::ltx::Checksum) -> bool {
+        self.log
+            .newest_first()
+            .map_while(Result::ok)
+            .any(|record| record.meta.pre_apply_checksum == checksum)
     }
 
     /// Compares the change counter of the file with that of the log's newest page 1.
@@ -384,6 +421,7 @@ impl Db {
         if left > 0 {
             return Ok(false);
         }
+        self.begin_healing()?;
         self.fold_wal_into_file()?;
         let io = || DbError::io("write", &self.paths.main);
         let main = OpenOptions::new()
@@ -394,16 +432,44 @@ impl Db {
             .open(&self.paths.main);
         let main = main.map_err(io())?;
         for (pgno, page) in missing.iter().filter_map(|(p, d)| Some((p, d.as_ref()?))) {
+            crate::disk::crash_point("recover.heal:page");
             main.write_all_at(page, page_size.offset(*pgno))
                 .map_err(io())?;
         }
         main.set_len(u64::from(inner.page_count) * u64::from(page_size.get()))
             .map_err(io())?;
         main.sync_data().map_err(io())?;
+        self.end_healing()?;
         tracing::warn!(db = %self.name, pages = missing.len(), pos = %inner.pos, "pages lost by the files were written back from the log");
         inner.cursor = None;
         inner.stamp = Stamp::of(&main).ok();
         Ok(true)
+    }
+
+    /// There while pages are written back: until it is gone, the files are neither an old state nor the log's.
+    fn healing_mark(&self) -> PathBuf {
+        self.paths.meta.join("healing")
+    }
+
+    fn begin_healing(&self) -> Result<(), DbError> {
+        let mark = self.healing_mark();
+        File::create(&mark)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| File::open(&self.paths.meta)?.sync_all())
+            .map_err(DbError::io("write", &mark))
+    }
+
+    /// The WAL that was folded is gone for good before the mark is.
+    fn end_healing(&self) -> Result<(), DbError> {
+        let mark = self.healing_mark();
+        let files = self.paths.main.parent().unwrap_or(&self.paths.main);
+        File::open(files)
+            .and_then(|dir| dir.sync_all())
+            .and_then(|()| match std::fs::remove_file(&mark) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+                _ => File::open(&self.paths.meta)?.sync_all(),
+            })
+            .map_err(DbError::io("remove", &mark))
     }
 
     /// The file is gone: makes it again if the log has all pages, else gives it up as dropped.

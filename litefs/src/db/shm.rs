@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{Ordering, fence};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -46,8 +47,14 @@ impl Shm for MappedShm {
     }
 
     fn ensure_len(&mut self, len: u64) -> io::Result<()> {
-        if self.file.metadata()?.len() < len {
-            self.file.set_len(len)?;
+        let old = self.file.metadata()?.len();
+        if old < len {
+            // Written, not only made longer: a hole that finds the disk full later would be a SIGBUS.
+            let missing = usize::try_from(len - old).map_err(io::Error::other)?;
+            if let Err(e) = self.file.write_all_at(&vec![0; missing], old) {
+                let _ = self.file.set_len(old);
+                return Err(e);
+            }
         }
         while Shm::len(self) < len {
             let map = MmapOptions::new()

@@ -495,6 +495,7 @@ impl PageCopyWriter {
                 .set_len(u64::from(page_count) * u64::from(self.page_size.get()))
                 .map_err(DbError::io("truncate", &path))?;
             db.put_in_place(&path)?;
+            inner.trouble = None;
         }
         crate::disk::crash_point("copy:written");
         inner.checksums = sums;

@@ -65,7 +65,10 @@ impl View {
         let page_size = wal_end
             .as_ref()
             .map_or(header.page_size, |(h, _)| h.page_size);
-        let page_count = page_count_in_wal.unwrap_or_else(|| header::page_count(&header, len));
+        // A header that promises more than the file has is damaged; the WAL's word can be true of pages that it has.
+        let in_file = u32::try_from(len.div_ceil(u64::from(page_size.get()))).unwrap_or(u32::MAX);
+        let page_count =
+            page_count_in_wal.unwrap_or_else(|| header::page_count(&header, len).min(in_file));
         Ok(Some(View {
             page_size,
             page_count,

@@ -95,12 +95,11 @@ impl DataDir {
 
     /// Begins a session. Returns whether what was written last is still in the files: the last one ended cleanly, or
     /// the daemon alone died and the page cache is the same.
+    ///
+    /// If not, the next start must not believe the files either, should this one die before it has compared them: the
+    /// session begins with [`files_are_compared`](DataDir::files_are_compared).
     pub(super) fn begin_session(&self) -> anyhow::Result<bool> {
-        let now = Session {
-            boot_id: boot_id(),
-            mount_id: mount_id(&self.root),
-            is_clean: false,
-        };
+        let now = self.running_session();
         let last: Option<Session> = fs::read(self.session())
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -110,8 +109,24 @@ impl DataDir {
                     && last.mount_id == now.mount_id
                     && now.mount_id != 0)
         });
-        self.write_durably(&self.session(), &serde_json::to_vec(&now)?)?;
+        if is_trusted {
+            self.write_durably(&self.session(), &serde_json::to_vec(&now)?)?;
+        }
         Ok(is_trusted)
+    }
+
+    /// Says that the files are known from now on, as long as the page cache lives.
+    pub(super) fn files_are_compared(&self) -> anyhow::Result<()> {
+        let now = self.running_session();
+        self.write_durably(&self.session(), &serde_json::to_vec(&now)?)
+    }
+
+    fn running_session(&self) -> Session {
+        Session {
+            boot_id: boot_id(),
+            mount_id: mount_id(&self.root),
+            is_clean: false,
+        }
     }
 
     /// Ends a session after everything was synced.
@@ -190,6 +205,8 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let dir = DataDir::open(tmp.path()).unwrap();
         assert!(!dir.begin_session().unwrap(), "nothing is known at first");
+        assert!(!dir.begin_session().unwrap(), "nor if that start died");
+        dir.files_are_compared().unwrap();
         let same_cache = mount_id(tmp.path()) != 0;
         assert_eq!(dir.begin_session().unwrap(), same_cache);
         let other = Session {

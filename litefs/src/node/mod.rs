@@ -87,6 +87,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         let opened = tokio::task::spawn_blocking(move || Store::open(node, is_trusted)).await?;
         Arc::new(opened.context("open databases")?)
     };
+    data_dir.files_are_compared()?;
     tracing::info!(
         databases = store.all().len(),
         elapsed_ms = started.elapsed().as_millis(),
@@ -463,6 +464,14 @@ fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Rece
     while stopped.recv_timeout(MAINTENANCE) == Err(RecvTimeoutError::Timeout) {
         let persist_now = last_persist.elapsed() >= PERSIST;
         for db in store.all() {
+            match db.repair_log() {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(db = %db.name(), "the log is sound again"),
+                Err(error) => {
+                    tracing::error!(db = %db.name(), error = chain(&error), "the log could not be synced and takes nothing before it can be");
+                    continue;
+                }
+            }
             if let Err(error) = db.sync_log() {
                 tracing::error!(db = %db.name(), error = chain(&error), "sync the log");
             }

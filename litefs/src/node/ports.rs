@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::data_dir::DataDir;
-use crate::db::log::ReadAfter;
+use crate::db::log::{Error as LogError, ReadAfter};
 use crate::db::{Db, DbError, NodeContext, PageCopyReader, PageCopyWriter, record_from_log};
 use crate::lag::Lag;
 use crate::ltx::{PageSize, Pgno, Pos};
@@ -72,6 +72,13 @@ fn sink_error(db: &DbName, error: DbError) -> SinkError {
         }
         DbError::Io { what, path, source } => SinkError::Io {
             what: format!("{db}: {what} {}", path.display()),
+            source,
+        },
+        DbError::Log {
+            source: LogError::Io { step, path, source },
+            ..
+        } => SinkError::Io {
+            what: format!("{db}: {step} {}", path.display()),
             source,
         },
         other => {

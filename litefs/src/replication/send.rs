@@ -613,14 +613,30 @@ fn valid_page_size(reader: &dyn SnapshotReader) -> Result<PageSize, SourceError>
         .ok_or_else(|| SourceError::Corrupt(format!("page copy: page size {}", reader.page_size())))
 }
 
-/// Prints an error with everything that caused it.
+/// Prints an error with everything that caused it, and what to do where that is known.
 pub(crate) fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
+    let mut is_full = false;
     let mut cause = e.source();
     while let Some(e) = cause {
         text.push_str(": ");
         text.push_str(&e.to_string());
+        is_full |= e
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| is_full_disk(e.kind()));
         cause = e.source();
+    }
+    if is_full && !text.contains(FREE_SPACE) {
+        text.push_str("; ");
+        text.push_str(FREE_SPACE);
     }
     text
 }
+
+fn is_full_disk(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded)
+}
+
+const FREE_SPACE: &str =
+    "free space on the file system of data.dir, or raise the quota; it goes on by itself then";

@@ -213,15 +213,8 @@ pub fn is_database(path: &Path) -> bool {
         .is_ok_and(|()| DbHeader::parse(&head).is_some())
 }
 
-/// Puts an error and its causes in one line.
+/// Puts an error and its causes in one line, with what to do where that is known.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        cause = e.source();
-    }
-    text
+    crate::replication::send::chain(error)
 }

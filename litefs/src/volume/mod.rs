@@ -197,7 +197,7 @@ impl LiteVolume {
             }
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.capture_wal()
+                    db.capture_for_good()
                         .map_err(|e| refuse(&db, "capture before wal truncation", &e))?;
                 }
             }
@@ -292,7 +292,7 @@ impl LiteVolume {
             }
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.capture_wal()
+                    db.capture_for_good()
                         .map_err(|e| refuse(&db, "capture before wal removal", &e))?;
                 }
             }

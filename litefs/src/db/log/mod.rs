@@ -79,6 +79,10 @@ pub mod steps {
     pub const ROTATE_OPEN: Step = "log.rotate:open";
     pub const ROTATE_WRITE: Step = "log.rotate:write";
     pub const ROTATE_REMOVE: Step = "log.rotate:remove";
+    pub const REOPEN_OPEN: Step = "log.reopen:open";
+    pub const REOPEN_WRITE: Step = "log.reopen:write";
+    pub const REOPEN_SYNC: Step = "log.reopen:sync";
+    pub const REOPEN_RENAME: Step = "log.reopen:rename";
     pub const SYNC: Step = "log.sync";
     pub const SYNC_DIR: Step = "log.sync:dir";
     pub const READ: Step = "log.read";
@@ -249,6 +253,11 @@ impl Paths {
         self.sealed.join(file.name())
     }
 
+    /// The copy that takes the place of a last segment whose sync failed.
+    fn rewrite(&self) -> PathBuf {
+        self.segments.join("rewrite.tmp")
+    }
+
     /// The first segment of a log that is about to restart; with it the restart is decided.
     fn restart(&self) -> PathBuf {
         self.segments.join("restart.tmp")
@@ -346,7 +355,7 @@ impl Log {
     /// Callers that come while another one syncs share one sync after it.
     ///
     /// # Errors
-    /// `Io`, and `Broken` ever after: what a failed sync left on disk nobody knows.
+    /// `Io`, and `Broken` until [`reopen`](Log::reopen): what a failed sync left on disk nobody knows.
     pub fn sync(&self) -> Result<Txid, Error> {
         let wanted = self.state.lock().appended;
         let _syncer = self.syncer.lock();
@@ -374,6 +383,73 @@ impl Log {
         Ok(end)
     }
 
+    /// Returns whether the log takes nothing more before [`reopen`](Log::reopen).
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.state.lock().broken.is_some()
+    }
+
+    /// Opens a broken log again in place; does nothing to a sound one.
+    ///
+    /// The kernel takes pages for clean whose write failed, so a second sync of the same file would promise what is not
+    /// so. What can be read of the last segment goes into a new file, which is synced and takes its place. All that is
+    /// there afterwards is durable; it may be less than there was: compare [`end`](Log::end).
+    ///
+    /// # Errors
+    /// `Io`; the log is then as broken as before, and this can be tried again.
+    pub fn reopen(&self) -> Result<Vec<Finding>, Error> {
+        let _upkeep = self.upkeep.lock();
+        let mut writer = self.writer.lock();
+        let _syncer = self.syncer.lock();
+        let appended = {
+            let state = self.state.lock();
+            if state.broken.is_none() {
+                return Ok(Vec::new());
+            }
+            state.appended
+        };
+        let (mut state, findings) = open::recover(&*self.disk, &self.paths, &self.options)?;
+        if let Some(last) = state.segments.back_mut() {
+            self.rewrite(last)?;
+        }
+        state.appended = appended;
+        state.durable = appended;
+        state.durable_txid = state.end_pos().txid;
+        state.dir_is_dirty = false;
+        *writer = Writer::default();
+        *self.state.lock() = state;
+        Ok(findings)
+    }
+
+    /// Replaces the file of a segment by a durable copy.
+    fn rewrite(&self, segment: &mut Segment) -> Result<(), Error> {
+        let path = self.paths.segment(segment.first);
+        let len = usize::try_from(segment.len)
+            .map_err(|e| Error::io(steps::READ, &path, io::Error::other(e)))?;
+        let mut bytes = vec![0; len];
+        self.disk
+            .read_exact_at(steps::READ, &segment.file, &mut bytes, 0)
+            .map_err(|e| Error::io(steps::READ, &path, e))?;
+        let tmp = self.paths.rewrite();
+        let file = self.open_file(steps::REOPEN_OPEN, &tmp, OpenMode::Truncate)?;
+        let written = self
+            .disk
+            .write_all_at(steps::REOPEN_WRITE, &file, &bytes, 0)
+            .map_err(|e| Error::io(steps::REOPEN_WRITE, &tmp, e))
+            .and_then(|()| self.sync_at(steps::REOPEN_SYNC, &file, &tmp))
+            .and_then(|()| {
+                self.disk
+                    .rename(steps::REOPEN_RENAME, &tmp, &path)
+                    .map_err(|e| Error::io(steps::REOPEN_RENAME, &tmp, e))
+            });
+        if let Err(error) = written {
+            let _ = self.disk.remove_file(steps::REOPEN_OPEN, &tmp);
+            return Err(error);
+        }
+        segment.file = Arc::new(file);
+        Ok(())
+    }
+
     /// Begins the log anew at the position of `meta`, after a snapshot or a change of branch.
     ///
     /// Nothing before can be served any more. When this returns the new start is durable; a crash
@@ -381,7 +457,7 @@ impl Log {
     ///
     /// # Errors
     /// `Io` leaves the old log in place if it says so by going on; `Broken` follows if the restart
-    /// was decided and then interrupted: opening the log again finishes it.
+    /// was decided and then interrupted: [`reopen`](Log::reopen), or opening the log again, finishes it.
     pub fn restart(&self, meta: &RecordMeta, older: Older) -> Result<(), Error> {
         let _upkeep = self.upkeep.lock();
         let mut writer = self.writer.lock();

@@ -141,13 +141,17 @@ struct Found {
 }
 
 impl Recovery<'_> {
-    /// Finishes a restart that was decided, or forgets one that was not.
+    /// Finishes a restart that was decided, or forgets one that was not; forgets a rewrite.
     fn settle_restart(&mut self) -> Result<(), Error> {
         let path = self.paths.restart();
-        if !list(self.disk, &self.paths.segments, "tmp")?
-            .iter()
-            .any(|(_, found)| *found == path)
-        {
+        let leftovers = list(self.disk, &self.paths.segments, "tmp")?;
+        let is_left = |path: &Path| leftovers.iter().any(|(_, found)| found == path);
+        let rewrite = self.paths.rewrite();
+        if is_left(&rewrite) {
+            self.remove(&rewrite)?;
+            self.findings.push(Finding::Leftover { path: rewrite });
+        }
+        if !is_left(&path) {
             return Ok(());
         }
         match self.decided_restart(&path)? {

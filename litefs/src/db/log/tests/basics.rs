@@ -170,6 +170,41 @@ fn after_a_failed_sync_nothing_is_promised() {
 }
 
 #[test]
+fn a_log_that_could_not_be_synced_goes_on_once_it_can() {
+    let dir = tempdir();
+    let disk = Arc::new(FailingDisk::new());
+    let (log, _) = Log::open(disk.clone(), dir.path(), options()).unwrap();
+    let mut parts = fill(&log, 3);
+    log.reopen().unwrap();
+    assert!(!log.is_broken());
+    disk.fail(steps::SYNC, 1, Failure::Errno(libc::ENOSPC));
+    log.sync().unwrap_err();
+    for (n, step) in [
+        steps::REOPEN_WRITE,
+        steps::REOPEN_SYNC,
+        steps::REOPEN_RENAME,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert!(log.is_broken());
+        disk.fail(step, 1, Failure::Errno(libc::ENOSPC));
+        let error = log.reopen().unwrap_err();
+        assert!(error.is_disk_full(), "{n}: {error}");
+        check(&log, &parts);
+    }
+    log.reopen().unwrap();
+    check(&log, &parts);
+    assert_eq!(log.sync().unwrap(), Txid(3), "what is there is durable");
+    parts.extend(fill(&log, 40));
+    log.sync().unwrap();
+    maintain(&log);
+    check(&log, &parts);
+    drop(log);
+    check(&reopen(dir.path()), &parts);
+}
+
+#[test]
 fn sync_says_how_far_and_does_nothing_twice() {
     let dir = tempdir();
     let disk = Arc::new(FailingDisk::new());
