@@ -112,7 +112,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         cluster_id: Mutex::new(data_dir.cluster_id()),
         seen_epoch: AtomicU64::new(data_dir.epoch()),
         data_dir: data_dir.clone(),
-        filter: filter_names(&config)?,
+        filter: config.lease.databases.clone(),
         paused: Arc::default(),
         ready: watch::Sender::new(is_primary),
         is_connected: AtomicBool::new(false),
@@ -313,16 +313,6 @@ async fn bind(config: &Resolved) -> anyhow::Result<TcpListener> {
     }
     let why = last.map_or_else(|| "no address".to_owned(), |e| e.to_string());
     anyhow::bail!("cannot listen on http.addr {:?}: {why}", config.http.addr)
-}
-
-fn filter_names(config: &Resolved) -> anyhow::Result<Vec<DbName>> {
-    config
-        .lease
-        .databases
-        .patterns()
-        .iter()
-        .map(|p| p.parse().with_context(|| format!("lease.databases: {p}")))
-        .collect()
 }
 
 fn os_hostname() -> String {
