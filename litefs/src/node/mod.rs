@@ -68,17 +68,17 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let listener = bind(&config).await?;
 
     let node = make_context(&config, &data_dir, is_primary)?;
-    let is_trusted = data_dir.begin_session()?;
+    let trust = data_dir.begin_session()?;
     let started = std::time::Instant::now();
     let store = {
         let node = node.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(node, is_trusted)).await?;
+        let opened = tokio::task::spawn_blocking(move || Store::open(node, trust)).await?;
         Arc::new(opened.context("open databases")?)
     };
     tracing::info!(
         databases = store.all().len(),
         elapsed_ms = started.elapsed().as_millis(),
-        trusted = is_trusted,
+        ?trust,
         "databases are open"
     );
 
@@ -109,7 +109,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         node: node.clone(),
         store: store.clone(),
         lag,
-        cluster_id: Mutex::new(data_dir.cluster_id()),
+        cluster_id: Mutex::new(data_dir.cluster_id()?),
         seen_epoch: AtomicU64::new(data_dir.epoch()),
         data_dir: data_dir.clone(),
         filter: config.lease.databases.clone(),
@@ -262,7 +262,8 @@ fn make_context(
     is_primary: bool,
 ) -> anyhow::Result<Arc<NodeContext>> {
     if is_primary {
-        if data_dir.cluster_id().is_none() {
+        data_dir.set_was_primary(true)?;
+        if data_dir.cluster_id()?.is_none() {
             data_dir.set_cluster_id(&format!("LFSC{:016X}", rand::random::<u64>()))?;
         }
         if data_dir.epoch() == 0 {
@@ -280,6 +281,7 @@ fn make_context(
         mount: config.fuse.dir.clone(),
         hub: ChangeHub::new(),
         is_primary: AtomicBool::new(is_primary),
+        was_primary: AtomicBool::new(data_dir.was_primary()),
         passthrough: AtomicBool::new(config.fuse.passthrough == Passthrough::Auto),
         epoch: AtomicU64::new(data_dir.epoch()),
         node_id: rand::random(),

@@ -352,6 +352,14 @@ impl Sink for Ports {
     fn heartbeat(&self, primary_ms: i64, caught_up: bool) {
         self.lag.heard(primary_ms, caught_up);
         if caught_up {
+            if self.node.was_primary.swap(false, Ordering::AcqRel)
+                && let Err(error) = self.data_dir.set_was_primary(false)
+            {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "forget that this node was primary"
+                );
+            }
             self.ready
                 .send_if_modified(|ready| !std::mem::replace(ready, true));
         }
