@@ -315,6 +315,14 @@ impl Db {
             .map_err(self.log_error())
     }
 
+    /// Gives back the memory that captures use, of a database that was not written for a while.
+    pub fn release_buffers(&self) {
+        if let Some(mut inner) = self.inner.try_lock() {
+            inner.frames = Vec::new();
+            inner.encoded = Vec::new();
+        }
+    }
+
     /// Ends the serving of readers: the mount is about to go, and our descriptors in it would keep it.
     ///
     /// # Errors

@@ -349,6 +349,7 @@ fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Rece
     let mut last_persist = std::time::Instant::now();
     let mut persisted: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
     let mut ticks_idle: HashMap<DbName, u32> = HashMap::new();
+    let mut last_seen: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
     while stopped.recv_timeout(MAINTENANCE) == Err(RecvTimeoutError::Timeout) {
         let persist_now = last_persist.elapsed() >= PERSIST;
         for db in store.all() {
@@ -357,6 +358,12 @@ fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Rece
             }
             if let Err(error) = db.maintain_log(pace.is_some()) {
                 tracing::warn!(db = %db.name(), error = chain(&error), "log upkeep");
+            }
+            let pos = db.pos();
+            if last_seen.get(db.name()) == Some(&pos) {
+                db.release_buffers();
+            } else {
+                last_seen.insert(db.name().clone(), pos);
             }
             if db.serves_readers() {
                 let idle = ticks_idle.entry(db.name().clone()).or_default();
