@@ -68,6 +68,17 @@ fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
     found
 }
 
+/// The first TXID that the files of a log have.
+fn oldest_in_log(meta: &Path) -> u64 {
+    let sealed = files(&meta.join("ltx"), ".ltx").into_iter();
+    let all = sealed.chain(files(&meta.join("log"), ".seg"));
+    let first = |path: PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        u64::from_str_radix(&name[..16], 16).unwrap()
+    };
+    all.map(first).min().unwrap_or(0)
+}
+
 fn flip(path: &Path, at: u64) {
     let file = fs::OpenOptions::new()
         .read(true)
@@ -119,11 +130,7 @@ fn a_replica_behind_the_log_gets_the_difference_beside_its_readers() {
         let meta = primary.meta(name);
         let was = was[names.iter().position(|n| *n == name).unwrap()];
         wait_for("the log to forget where the replica was", || {
-            let oldest = files(&meta.join("ltx"), ".ltx");
-            oldest.first().is_some_and(|path| {
-                let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
-                u64::from_str_radix(&stem[..16], 16).unwrap() > was + 1
-            })
+            oldest_in_log(&meta) > was + 1
         });
     }
     replica.spawn();
@@ -810,11 +817,7 @@ fn what_a_node_wrote_while_it_was_primary_is_kept_when_it_follows_another() {
     let meta = primary.meta("a.db");
     wait_for("the log to forget where they parted", || {
         add(&db, 20, 3000);
-        let oldest = files(&meta.join("ltx"), ".ltx");
-        oldest.first().is_some_and(|path| {
-            let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            u64::from_str_radix(&stem[..16], 16).unwrap() > 20
-        })
+        oldest_in_log(&meta) > 20
     });
     drop(db);
     other.launch();
