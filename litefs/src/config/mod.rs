@@ -12,7 +12,6 @@ mod duration;
 mod env;
 mod error;
 mod file;
-mod filter;
 mod keys;
 mod resolved;
 mod scalar;
@@ -20,10 +19,10 @@ mod size;
 
 use std::path::{Path, PathBuf};
 
+pub use crate::replication::DatabaseFilter;
 pub use addr::{AddrError, ListenAddr, NodeUrl};
 pub use env::{Env, expand};
 pub use error::ConfigError;
-pub use filter::DatabaseFilter;
 pub use keys::{KEYS, Key, Support};
 pub use resolved::{
     Data, ExecCommand, Fuse, Http, Lease, Log, LogFormat, LogLevel, Passthrough, Resolved, Role,

@@ -314,7 +314,7 @@ impl Lease {
             (Role::Replica, None, Some(url)) => (url.host().to_owned(), url),
             (Role::Replica, _, None) => return Err(primary_unnamed()),
         };
-        let databases = DatabaseFilter::new(file.databases.unwrap_or_default());
+        let databases = database_filter(file.databases.unwrap_or_default())?;
         check_filter(role, &databases)?;
         Ok(Self {
             role,
@@ -435,16 +435,22 @@ fn check_filter(role: Role, databases: &DatabaseFilter) -> Result<(), ConfigErro
         let remedy = "remove the list, or set `lease.candidate: false` to make this a replica";
         return Err(ConfigError::setting("lease.databases", problem, remedy));
     }
-    if databases
-        .patterns()
-        .iter()
-        .any(|pattern| pattern.is_empty() || pattern.starts_with('/'))
-    {
-        let problem = "a pattern is empty or starts with `/`";
-        let remedy = "write names relative to the mount, such as app.db or tenants/*";
-        return Err(ConfigError::setting("lease.databases", problem, remedy));
-    }
     Ok(())
+}
+
+fn database_filter(patterns: Vec<String>) -> Result<DatabaseFilter, ConfigError> {
+    let parse = |text: String| {
+        text.parse().map_err(|_| {
+            let problem = format!("{text:?} is empty, too long, or not relative to the mount");
+            let remedy = "write names relative to the mount, such as app.db or tenants/*";
+            ConfigError::setting("lease.databases", problem, remedy)
+        })
+    };
+    let patterns = patterns
+        .into_iter()
+        .map(parse)
+        .collect::<Result<_, ConfigError>>()?;
+    Ok(DatabaseFilter::new(patterns))
 }
 
 /// Splits command lines as a shell would; the command of the command line comes split.

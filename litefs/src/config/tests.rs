@@ -114,7 +114,12 @@ backup: {url: "https://x"}
         NodeUrl::new("primary.internal", 20202)
     );
     assert_eq!(config.lease.reconnect_delay, Duration::from_millis(250));
-    assert!(config.lease.databases.matches("tenants/7.db"));
+    assert!(
+        config
+            .lease
+            .databases
+            .matches(&"tenants/7.db".parse().unwrap())
+    );
     assert_eq!(
         (config.log.format, config.log.level),
         (LogFormat::Json, LogLevel::Debug)
@@ -233,7 +238,7 @@ fn refusals_say_what_where_and_what_to_do() {
         ),
         (
             "lease: {type: static, candidate: false, advertise-url: 'http://a:1', databases: [/a]}",
-            "lease.databases: a pattern is empty or starts with `/`: \
+            "lease.databases: \"/a\" is empty, too long, or not relative to the mount: \
              write names relative to the mount, such as app.db or tenants/*"
                 .to_owned(),
         ),

@@ -196,7 +196,11 @@ impl Db {
                 return Ok(());
             };
             let meta = RecordMeta {
-                epoch: first.meta.epoch.max(last.meta.epoch),
+                epoch: first
+                    .meta
+                    .epoch
+                    .max(last.meta.epoch)
+                    .max(self.log.end().map_or(0, |end| end.epoch)),
                 min_txid: inner.pos.txid.next(),
                 max_txid: last.meta.max_txid,
                 pre_apply_checksum: inner.pos.post_apply_checksum,
@@ -229,8 +233,11 @@ impl Db {
 
     fn append_records(&self, records: &[Record]) -> Result<(), DbError> {
         for record in records {
+            let mut meta = to_log(&record.meta)?;
+            // A range that the primary has compacted does not say in which tenure it was committed: not before ours.
+            meta.epoch = meta.epoch.max(self.log.end().map_or(0, |end| end.epoch));
             self.log
-                .append(&to_log(&record.meta)?, &record.ltx)
+                .append(&meta, &record.ltx)
                 .map_err(self.log_error())?;
         }
         Ok(())

@@ -300,13 +300,20 @@ impl Db {
                 drop(frames);
                 return self.read_large(inner, wal, scan);
             }
-            let wanted = last.map_or(READ_LEN, |last| {
-                READ_LEN.min((last - start.frame_no) as usize * frame_len - frames.len())
-            });
-            let wanted = wanted.next_multiple_of(frame_len);
             let old = frames.len();
-            frames.resize(old + wanted, 0);
             let offset = frame_offset(page_size, start.frame_no + 1) + old as u64;
+            let left = match last {
+                Some(last) => (last - start.frame_no) as usize * frame_len - old,
+                // No more than there is, or a small WAL would take a large buffer.
+                None => {
+                    let len = wal
+                        .metadata()
+                        .map_err(DbError::io("look at", &self.paths.wal))?;
+                    usize::try_from(len.len().saturating_sub(offset)).unwrap_or(READ_LEN)
+                }
+            };
+            let wanted = READ_LEN.min(left).next_multiple_of(frame_len);
+            frames.resize(old + wanted, 0);
             let n = read_full(wal, &mut frames[old..], offset)
                 .map_err(DbError::io("read", &self.paths.wal))?;
             frames.truncate(old + n - n % frame_len);

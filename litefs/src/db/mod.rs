@@ -70,6 +70,8 @@ pub struct NodeContext {
     pub hub: ChangeHub,
     /// Whether this node may write: it is the primary.
     pub is_primary: AtomicBool,
+    /// Whether it was primary, and has not had all that its primary has since: its databases may hold what no other does.
+    pub was_primary: AtomicBool,
     /// Whether the kernel serves files straight from the backing directory.
     pub passthrough: AtomicBool,
     /// Fencing number of the current tenure.
@@ -140,6 +142,17 @@ impl std::fmt::Debug for Db {
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
+}
+
+/// How far a start believes what the last session left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Power may have been lost: files, WAL and log may each be older than the others.
+    Nothing,
+    /// The daemon alone died: what was written last, by whomever, is in the files.
+    PageCache,
+    /// All was synced at the end, and nobody had a database open: files that changed since were changed by hand.
+    CleanEnd,
 }
 
 /// What others see of a database without its lock.
@@ -346,6 +359,14 @@ impl Db {
             .maintain(crate::clock::wall_ms(), &compact, pinned)
             .map(drop)
             .map_err(self.log_error())
+    }
+
+    /// Gives back the memory that captures use, of a database that was not written for a while.
+    pub fn release_buffers(&self) {
+        if let Some(mut inner) = self.inner.try_lock() {
+            inner.frames = Vec::new();
+            inner.encoded = Vec::new();
+        }
     }
 
     /// Ends the serving of readers: the mount is about to go, and our descriptors in it would keep it.

@@ -9,6 +9,8 @@
 //! | the same, on a replica | reported as it is; the primary sends the difference |
 //! | a start that was interrupted while it wrote back | it writes back again: a mark says so |
 //! | a hot journal | rolled back, as SQLite would at its next open |
+//! | the database file was changed after a clean end | captured as one transaction: somebody put it there |
+//! | the log's end is damaged | the log goes on from the page checksums, or after numbers left out; then as above |
 //!
 //! The log is not synced before a program's commit is, so after a power cut it may be behind. Which of the two is newer
 //! is told by the salts of the WAL, of which the first counts up at each reset and which SQLite syncs, or in a rollback
@@ -26,10 +28,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::commit::KEEP_BUFFER;
-use super::log::{Finding, Log, ReadAfter, WalCursor};
-use super::page_checksums::{Loaded, PageChecksums};
+use super::log::{Finding, Log, Older, ReadAfter, WalCursor};
+use super::page_checksums::{Loaded, PageChecksums, Unusable};
 use super::view::View;
-use super::{Db, DbError, DbPaths, Gate, Inner, NodeContext, Published, Stamp};
+use super::{Db, DbError, DbPaths, Gate, Inner, NodeContext, Published, Stamp, Trust};
 use crate::ltx::{Decoder, PageSize, Pgno, Pos};
 use crate::replication::DbName;
 use crate::sqlite::header::DbHeader;
@@ -42,6 +44,12 @@ struct Extra {
     stamp: Option<(u64, i64, i64, u64)>,
     page_count: u32,
     page_size: u32,
+    /// The database, should the file with its name be damaged.
+    #[serde(default)]
+    name: String,
+    /// The database file as a clean end left it.
+    #[serde(default)]
+    end: Option<(u64, i64, i64, u64)>,
 }
 
 /// How the files compare with the log's end.
@@ -58,8 +66,11 @@ enum Age {
 /// A WAL that was removed begins anew with random salts; one that was reset so often since is taken for such.
 const MAX_RESETS: i32 = 1 << 12;
 
+/// More transactions than a log ever lost by damage to its end.
+const NUMBERS_LEFT_OUT: u64 = 1 << 20;
+
 impl Db {
-    /// Opens a database. `is_trusted` says that what was last written to files here is still in them.
+    /// Opens a database.
     ///
     /// # Errors
     /// Disk, log.
@@ -67,7 +78,7 @@ impl Db {
         node: Arc<NodeContext>,
         name: DbName,
         meta: PathBuf,
-        is_trusted: bool,
+        trust: Trust,
     ) -> Result<Db, DbError> {
         let paths = DbPaths::new(&node.files, &node.mount, meta, name.as_str().as_ref());
         std::fs::create_dir_all(&paths.meta)
@@ -79,24 +90,46 @@ impl Db {
                     source,
                 }
             })?;
-        let mut is_trusted = is_trusted;
+        let mut trust = trust;
+        let mut is_damaged = false;
+        let mut is_end_lost = false;
         for finding in &opened.findings {
             match finding {
                 Finding::TornTail { .. } => {
                     tracing::info!(db = %name, ?finding, "log ended in the middle of a write")
                 }
-                Finding::Damaged { .. } | Finding::Unreachable { .. } if !is_trusted => {
+                Finding::Damaged { .. } | Finding::Unreachable { .. }
+                    if trust == Trust::Nothing =>
+                {
                     // Pages that were not synced reach the disk in any order.
                     tracing::warn!(db = %name, ?finding, "power was lost and the log is damaged; what was damaged is kept aside, and all pages are compared");
                 }
-                Finding::Damaged { .. } | Finding::Unreachable { .. } => {
-                    is_trusted = false;
-                    tracing::error!(db = %name, ?finding, "log is damaged; what was damaged is kept aside");
+                Finding::Damaged { path, kept, .. } | Finding::Unreachable { path, kept } => {
+                    is_damaged = true;
+                    is_end_lost |= was_at_the_end(path, kept, opened.end.map(|end| end.max_txid));
+                    tracing::error!(
+                        db = %name, path = %path.display(), kept = %kept.display(), ?finding,
+                        "log is damaged, what was damaged is kept aside: all pages are compared; \
+                         replicas that need it get page copies; remove what is kept once it is not needed"
+                    );
                 }
                 _ => tracing::debug!(db = %name, ?finding, "log"),
             }
         }
-        let loaded = PageChecksums::load(&*node.disk, &paths.meta);
+        if is_damaged {
+            trust = Trust::Nothing;
+        }
+        let loaded = match PageChecksums::load(&*node.disk, &paths.meta) {
+            Ok(loaded) => Some(loaded),
+            Err(Unusable::Missing) => None,
+            Err(why) => {
+                tracing::error!(
+                    db = %name, path = %paths.meta.join("page-checksums.*").display(), %why,
+                    "page checksums are damaged: all pages are read, and the file written anew"
+                );
+                None
+            }
+        };
         let db = Db {
             log,
             inner: Mutex::new(Inner {
@@ -124,14 +157,29 @@ impl Db {
         };
         {
             let mut inner = db.lock();
-            let is_known = db.restore_checksums(&mut inner, loaded.ok())?;
+            let loaded = loaded.map(|table| {
+                let extra: Extra = serde_json::from_slice(&table.extra).unwrap_or_default();
+                (table, extra)
+            });
+            if is_end_lost && let Some((table, extra)) = &loaded {
+                db.go_on_from_table(table, extra)?;
+            }
+            let end_stamp = loaded.as_ref().and_then(|(_, extra)| extra.end);
+            if !db.restore_checksums(&mut inner, loaded)? {
+                trust = Trust::Nothing;
+            }
+            if is_end_lost && db.node.is_primary() {
+                db.leave_numbers_out(&mut inner)?;
+            }
             db.roll_back_journal()?;
             let is_healing = db.healing_mark().exists();
-            let is_trusted = is_known && is_trusted && !is_healing;
+            if is_healing {
+                trust = Trust::Nothing;
+            }
             if db.node.is_primary() {
-                db.recover_primary(&mut inner, is_trusted, is_healing)?;
+                db.recover_primary(&mut inner, trust, end_stamp.map(stamp_from), is_healing)?;
             } else {
-                db.recover_replica(&mut inner, is_trusted)?;
+                db.recover_replica(&mut inner, trust != Trust::Nothing)?;
             }
             if is_healing {
                 db.end_healing()?;
@@ -142,25 +190,73 @@ impl Db {
         Ok(db)
     }
 
+    /// Returns which database a directory is about, from the page checksums in it.
+    #[must_use]
+    pub fn recorded_name(disk: &dyn crate::disk::Disk, meta: &std::path::Path) -> Option<DbName> {
+        let loaded = PageChecksums::load(disk, meta).ok()?;
+        let extra: Extra = serde_json::from_slice(&loaded.extra).ok()?;
+        extra.name.parse().ok()
+    }
+
+    /// Begins the log anew at the position of the page checksums, if damage made it end before that.
+    fn go_on_from_table(&self, table: &Loaded, extra: &Extra) -> Result<(), DbError> {
+        let (Some(end), Some(page_size)) = (self.log.end(), PageSize::new(extra.page_size)) else {
+            return Ok(());
+        };
+        if table.at.txid <= end.max_txid {
+            return Ok(());
+        }
+        let meta = super::log::RecordMeta {
+            min_txid: table.at.txid,
+            max_txid: table.at.txid,
+            post_apply_checksum: table.at.post_apply_checksum,
+            commit: extra.page_count,
+            page_size,
+            wal: extra.cursor.map(cursor_from),
+            ..end
+        };
+        tracing::warn!(db = %self.name, was = %end.pos(), now = %table.at, "the log goes on where the page checksums are");
+        self.log
+            .restart(&meta, Older::Quarantine)
+            .map_err(self.log_error())
+    }
+
+    /// Leaves out TXIDs that transactions lost by the log may have had: a number never means two of them.
+    fn leave_numbers_out(&self, inner: &mut Inner) -> Result<(), DbError> {
+        let Some(end) = self.log.end().filter(|end| end.pos() == inner.pos) else {
+            return Ok(());
+        };
+        if self.log.base() == end.max_txid {
+            return Ok(()); // it goes on from the page checksums
+        }
+        let txid = crate::ltx::Txid(end.max_txid.0 + NUMBERS_LEFT_OUT);
+        let meta = super::log::RecordMeta {
+            min_txid: txid,
+            max_txid: txid,
+            ..end
+        };
+        self.log
+            .restart(&meta, Older::Quarantine)
+            .map_err(self.log_error())?;
+        inner.pos = meta.pos();
+        tracing::warn!(db = %self.name, was = %end.pos(), now = %inner.pos, "the end of the log is lost, its numbers are not used again");
+        Ok(())
+    }
+
     /// Brings the checksums to the log's end. Returns whether they are those of its position.
     fn restore_checksums(
         &self,
         inner: &mut Inner,
-        loaded: Option<Loaded>,
+        loaded: Option<(Loaded, Extra)>,
     ) -> Result<bool, DbError> {
         let end = self.log.end_pos();
-        if let Some(loaded) = loaded {
-            let extra: Extra = serde_json::from_slice(&loaded.extra).unwrap_or_default();
+        if let Some((loaded, extra)) = loaded {
             inner.page_size = PageSize::new(extra.page_size).filter(|_| extra.page_count > 0);
             inner.page_count = extra.page_count;
             inner.pos = loaded.at;
             inner.checksums = loaded.checksums;
             inner.cursor = extra.cursor.map(cursor_from);
-            inner.stamp = extra.stamp.map(|(size, s, ns, ino)| Stamp {
-                size,
-                mtime: (s, ns),
-                ino,
-            });
+            inner.stamp = extra.stamp.map(stamp_from);
         } else if self.log.end().is_some() && self.log.base().0 > 0 {
             // The log does not begin at the beginning, and what came before is not known: read everything.
             self.take_log_end(inner);
@@ -260,10 +356,15 @@ impl Db {
     fn recover_primary(
         &self,
         inner: &mut Inner,
-        is_trusted: bool,
+        trust: Trust,
+        end_stamp: Option<Stamp>,
         is_healing: bool,
     ) -> Result<(), DbError> {
-        if is_trusted && inner.page_count > 0 {
+        let stamp = File::open(&self.paths.main)
+            .ok()
+            .and_then(|f| Stamp::of(&f).ok());
+        let is_replaced = trust == Trust::CleanEnd && inner.page_count > 0 && stamp != end_stamp;
+        if trust != Trust::Nothing && !is_replaced && inner.page_count > 0 {
             self.capture_wal_locked(inner)?;
             let stamp = File::open(&self.paths.main)
                 .ok()
@@ -274,7 +375,10 @@ impl Db {
             }
         }
         inner.trouble = None;
-        let mut age = self.age_of_files(inner)?;
+        let mut age = match is_replaced {
+            true => Age::Newer,
+            false => self.age_of_files(inner)?,
+        };
         if is_healing {
             // Neither the old state nor the new one: only the log knows.
             age = Age::Older;
@@ -306,9 +410,13 @@ impl Db {
         if age != Age::Newer && self.heal_from_log(inner, &actual)? {
             return Ok(());
         }
+        let why = match is_replaced {
+            true => "database was changed while litefs was stopped",
+            false => "database holds what the log lost",
+        };
         tracing::warn!(
-            db = %self.name, pos = %inner.pos, ?age,
-            "database holds what the log lost, it is captured as one transaction"
+            db = %self.name, path = %self.paths.main.display(), pos = %inner.pos, ?age,
+            "{why}, it is captured as one transaction"
         );
         self.capture_view(inner, true)
     }
@@ -583,9 +691,14 @@ impl Db {
                     .and_then(|f| Stamp::of(&f).ok());
             }
         }
+        let end = durable
+            .then(|| Stamp::of(&File::open(&self.paths.main).ok()?).ok())
+            .flatten();
         let extra = Extra {
+            name: self.name.to_string(),
+            end: end.map(stamp_into),
             cursor: inner.cursor.map(cursor_into),
-            stamp: inner.stamp.map(|s| (s.size, s.mtime.0, s.mtime.1, s.ino)),
+            stamp: inner.stamp.map(stamp_into),
             page_count: inner.page_count,
             page_size: inner.page_size.map_or(0, PageSize::get),
         };
@@ -604,6 +717,30 @@ impl Db {
                 path: self.paths.meta.clone(),
             })
     }
+}
+
+/// Tells whether a damaged file of the log had transactions after those it ends with now.
+fn was_at_the_end(
+    path: &std::path::Path,
+    kept: &std::path::Path,
+    end: Option<crate::ltx::Txid>,
+) -> bool {
+    let name = |path: &std::path::Path| path.file_name()?.to_str().map(str::to_owned);
+    let is_tail = name(kept).is_some_and(|name| name.contains(".tail-"));
+    let first = name(path).and_then(|name| name.split(['.', '-']).next()?.parse().ok());
+    is_tail || first.is_some_and(|first: crate::ltx::Txid| Some(first) > end)
+}
+
+fn stamp_from((size, s, ns, ino): (u64, i64, i64, u64)) -> Stamp {
+    Stamp {
+        size,
+        mtime: (s, ns),
+        ino,
+    }
+}
+
+fn stamp_into(s: Stamp) -> (u64, i64, i64, u64) {
+    (s.size, s.mtime.0, s.mtime.1, s.ino)
 }
 
 fn cursor_from(c: [u32; 5]) -> WalCursor {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,6 +25,9 @@ use crate::sqlite::journal;
 /// How long to wait for a page to become what it was captured as; heartbeats wait meanwhile.
 const CORRECTION_WAIT: Duration = Duration::from_secs(1);
 const CORRECTION_PAUSE: Duration = Duration::from_millis(5);
+
+/// How many databases that lost to another history are kept whole.
+const MAX_KEPT: usize = 3;
 
 /// The sender's side of a page copy.
 #[derive(Debug)]
@@ -262,6 +266,46 @@ impl Db {
         id
     }
 
+    /// Keeps the database as it is beside the log, before another history takes its place.
+    fn keep_copy(&self, was: Pos, now: Pos) -> Result<(), DbError> {
+        let dir = self.paths.meta.join("quarantine");
+        std::fs::create_dir_all(&dir).map_err(DbError::io("create directory", &dir))?;
+        let kept_before = std::fs::read_dir(&dir)
+            .map_err(DbError::io("read directory", &dir))?
+            .filter_map(Result::ok)
+            .filter(|e| e.path().extension().is_some_and(|e| e == "db"))
+            .count();
+        let path = dir.join(format!("{}-{}.db", was.txid, was.post_apply_checksum));
+        if kept_before >= MAX_KEPT {
+            tracing::error!(
+                db = %self.name, %was, %now, dir = %dir.display(),
+                "another history takes the place of ours, of which only the log is kept: there are {kept_before} copies \
+                 already; remove those that are not needed"
+            );
+            return Ok(());
+        }
+        let Some(view) = View::open(&self.paths, true)? else {
+            return Ok(());
+        };
+        let copy = || -> std::io::Result<()> {
+            let mut file = File::create(&path)?;
+            std::io::copy(&mut File::open(&self.paths.main)?, &mut file)?;
+            let mut page = vec![0; view.page_size.len()];
+            for pgno in view.wal_pages().filter(|p| p.get() <= view.page_count) {
+                view.page(pgno, &mut page)?;
+                file.write_all_at(&page, view.page_size.offset(pgno))?;
+            }
+            file.set_len(u64::from(view.page_count) * u64::from(view.page_size.get()))?;
+            file.sync_all()
+        };
+        copy().map_err(DbError::io("keep a copy", &path))?;
+        tracing::warn!(
+            db = %self.name, %was, %now, kept = %path.display(),
+            "another history takes the place of ours, which is kept in quarantine; remove it once nothing in it is needed"
+        );
+        Ok(())
+    }
+
     fn copy_path(&self) -> std::path::PathBuf {
         self.paths.meta.join("copy.db")
     }
@@ -456,13 +500,14 @@ impl PageCopyWriter {
                 self.sums.insert(*pgno, page_checksum(*pgno, data));
             }
         }
-        let older = if inner.pos.txid > self.start.txid || !self.continues(&inner) {
+        let may_be_own = db.node.was_primary.load(Ordering::Acquire) && inner.pos != self.start;
+        let older = if may_be_own || inner.pos.txid > self.start.txid || !self.continues(&inner) {
             Older::Quarantine
         } else {
             Older::Remove
         };
         if older == Older::Quarantine && inner.pos.txid > Txid::ZERO {
-            tracing::warn!(db = %db.name, was = %inner.pos, now = %target, "another history: ours is kept in quarantine");
+            db.keep_copy(inner.pos, target)?;
         }
         let meta = RecordMeta {
             epoch: epoch.max(db.log.end().map_or(0, |m| m.epoch)),

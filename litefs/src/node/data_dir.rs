@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::db::Trust;
 use crate::survivors::MountRecord;
 
 /// Paths of a node's own files.
@@ -93,26 +94,39 @@ impl DataDir {
         Ok(file)
     }
 
-    /// Begins a session. Returns whether what was written last is still in the files: the last one ended cleanly, or
-    /// the daemon alone died and the page cache is the same.
+    /// Begins a session. Returns how the last one ended.
     ///
-    /// If not, the next start must not believe the files either, should this one die before it has compared them: the
-    /// session begins with [`files_are_compared`](DataDir::files_are_compared).
-    pub(super) fn begin_session(&self) -> anyhow::Result<bool> {
+    /// If nothing of it is believed, the next start must not believe the files either, should this one die before it has
+    /// compared them: the session begins with [`files_are_compared`](DataDir::files_are_compared).
+    pub(super) fn begin_session(&self) -> anyhow::Result<Trust> {
         let now = self.running_session();
-        let last: Option<Session> = fs::read(self.session())
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let is_trusted = last.is_some_and(|last| {
-            last.is_clean
-                || (last.boot_id == now.boot_id
+        let trust = match self.last_session() {
+            Some(last) if last.is_clean => Trust::CleanEnd,
+            Some(last)
+                if last.boot_id == now.boot_id
                     && last.mount_id == now.mount_id
-                    && now.mount_id != 0)
-        });
-        if is_trusted {
+                    && now.mount_id != 0 =>
+            {
+                Trust::PageCache
+            }
+            _ => Trust::Nothing,
+        };
+        if trust != Trust::Nothing {
             self.write_durably(&self.session(), &serde_json::to_vec(&now)?)?;
         }
-        Ok(is_trusted)
+        Ok(trust)
+    }
+
+    fn last_session(&self) -> Option<Session> {
+        let bytes = fs::read(self.session()).ok()?;
+        let session = serde_json::from_slice(&bytes);
+        if let Err(error) = &session {
+            tracing::error!(
+                path = %self.session().display(), %error,
+                "how the last session ended cannot be read: all pages are compared, and the file written anew"
+            );
+        }
+        session.ok()
     }
 
     /// Says that the files are known from now on, as long as the page cache lives.
@@ -140,9 +154,27 @@ impl DataDir {
     }
 
     /// Returns the identity of the cluster, if the node has one.
-    pub(super) fn cluster_id(&self) -> Option<String> {
-        let text = fs::read_to_string(self.root.join("clusterid")).ok()?;
-        Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+    ///
+    /// # Errors
+    /// The file is damaged: another identity would part this node from its cluster.
+    pub(super) fn cluster_id(&self) -> anyhow::Result<Option<String>> {
+        let path = self.root.join("clusterid");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let id = text.trim();
+        let is_whole = id
+            .strip_prefix("LFSC")
+            .is_some_and(|hex| hex.len() == 16 && u64::from_str_radix(hex, 16).is_ok());
+        anyhow::ensure!(
+            is_whole || id.is_empty(),
+            "{} holds {id:?}, which is no cluster id: write into it what the same file of another node has",
+            path.display()
+        );
+        Ok(is_whole.then(|| id.to_owned()))
     }
 
     pub(super) fn set_cluster_id(&self, id: &str) -> anyhow::Result<()> {
@@ -151,10 +183,32 @@ impl DataDir {
 
     /// Returns the highest epoch seen.
     pub(super) fn epoch(&self) -> u64 {
-        fs::read_to_string(self.root.join("epoch"))
-            .ok()
-            .and_then(|s| s.trim().parse().ok())
-            .unwrap_or(0)
+        let path = self.root.join("epoch");
+        let Ok(bytes) = fs::read(&path) else { return 0 };
+        let text = String::from_utf8_lossy(&bytes);
+        text.trim().parse().unwrap_or_else(|error| {
+            tracing::error!(
+                path = %path.display(), %error,
+                "the highest epoch seen cannot be read: the next one met is taken, and the file written anew"
+            );
+            0
+        })
+    }
+
+    /// Returns whether this node was primary, and may hold what no other has.
+    pub(super) fn was_primary(&self) -> bool {
+        self.root.join("was-primary").exists()
+    }
+
+    pub(super) fn set_was_primary(&self, was: bool) -> anyhow::Result<()> {
+        let path = self.root.join("was-primary");
+        if was == path.exists() {
+            return Ok(());
+        }
+        if was {
+            return self.write_durably(&path, b"\n");
+        }
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
     pub(super) fn set_epoch(&self, epoch: u64) -> anyhow::Result<()> {
@@ -204,10 +258,17 @@ mod tests {
     fn a_session_is_believed_if_clean_or_of_the_same_page_cache() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = DataDir::open(tmp.path()).unwrap();
-        assert!(!dir.begin_session().unwrap(), "nothing is known at first");
-        assert!(!dir.begin_session().unwrap(), "nor if that start died");
+        assert_eq!(dir.begin_session().unwrap(), Trust::Nothing, "at first");
+        assert_eq!(
+            dir.begin_session().unwrap(),
+            Trust::Nothing,
+            "nor if that start died"
+        );
         dir.files_are_compared().unwrap();
-        let same_cache = mount_id(tmp.path()) != 0;
+        let same_cache = match mount_id(tmp.path()) {
+            0 => Trust::Nothing,
+            _ => Trust::PageCache,
+        };
         assert_eq!(dir.begin_session().unwrap(), same_cache);
         let other = Session {
             boot_id: "another".into(),
@@ -215,9 +276,27 @@ mod tests {
             is_clean: false,
         };
         fs::write(dir.session(), serde_json::to_vec(&other).unwrap()).unwrap();
-        assert!(!dir.begin_session().unwrap());
+        assert_eq!(dir.begin_session().unwrap(), Trust::Nothing);
         dir.end_session().unwrap();
-        assert!(dir.begin_session().unwrap());
+        assert_eq!(dir.begin_session().unwrap(), Trust::CleanEnd);
+    }
+
+    #[test]
+    fn a_damaged_cluster_id_is_not_replaced_by_another() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        assert_eq!(dir.cluster_id().unwrap(), None);
+        dir.set_cluster_id("LFSC0123456789ABCDEF").unwrap();
+        assert_eq!(
+            dir.cluster_id().unwrap().as_deref(),
+            Some("LFSC0123456789ABCDEF")
+        );
+        fs::write(tmp.path().join("clusterid"), b"LFSC0123456789ABC\xffEF").unwrap();
+        let error = dir.cluster_id().unwrap_err().to_string();
+        assert!(
+            error.contains("/clusterid") && error.contains("another node"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -80,18 +80,18 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let node = make_context(&config, &data_dir, is_primary)?;
     node.survivors
         .remember(&outlived.mounts, &outlived.programs);
-    let is_trusted = data_dir.begin_session()?;
+    let trust = data_dir.begin_session()?;
     let started = std::time::Instant::now();
     let store = {
         let node = node.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(node, is_trusted)).await?;
+        let opened = tokio::task::spawn_blocking(move || Store::open(node, trust)).await?;
         Arc::new(opened.context("open databases")?)
     };
     data_dir.files_are_compared()?;
     tracing::info!(
         databases = store.all().len(),
         elapsed_ms = started.elapsed().as_millis(),
-        trusted = is_trusted,
+        ?trust,
         "databases are open"
     );
 
@@ -131,10 +131,10 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         node: node.clone(),
         store: store.clone(),
         lag,
-        cluster_id: Mutex::new(data_dir.cluster_id()),
+        cluster_id: Mutex::new(data_dir.cluster_id()?),
         seen_epoch: AtomicU64::new(data_dir.epoch()),
         data_dir: data_dir.clone(),
-        filter: filter_names(&config)?,
+        filter: config.lease.databases.clone(),
         paused: Arc::default(),
         ready: watch::Sender::new(is_primary),
         is_connected: AtomicBool::new(false),
@@ -365,7 +365,8 @@ fn make_context(
     is_primary: bool,
 ) -> anyhow::Result<Arc<NodeContext>> {
     if is_primary {
-        if data_dir.cluster_id().is_none() {
+        data_dir.set_was_primary(true)?;
+        if data_dir.cluster_id()?.is_none() {
             data_dir.set_cluster_id(&format!("LFSC{:016X}", rand::random::<u64>()))?;
         }
         if data_dir.epoch() == 0 {
@@ -383,6 +384,7 @@ fn make_context(
         mount: config.fuse.dir.clone(),
         hub: ChangeHub::new(),
         is_primary: AtomicBool::new(is_primary),
+        was_primary: AtomicBool::new(data_dir.was_primary()),
         passthrough: AtomicBool::new(config.fuse.passthrough == Passthrough::Auto),
         epoch: AtomicU64::new(data_dir.epoch()),
         node_id: rand::random(),
@@ -419,16 +421,6 @@ async fn bind(config: &Resolved) -> anyhow::Result<TcpListener> {
     anyhow::bail!("cannot listen on http.addr {:?}: {why}", config.http.addr)
 }
 
-fn filter_names(config: &Resolved) -> anyhow::Result<Vec<DbName>> {
-    config
-        .lease
-        .databases
-        .patterns()
-        .iter()
-        .map(|p| p.parse().with_context(|| format!("lease.databases: {p}")))
-        .collect()
-}
-
 fn os_hostname() -> String {
     rustix::system::uname()
         .nodename()
@@ -461,6 +453,7 @@ fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Rece
     let mut last_persist = std::time::Instant::now();
     let mut persisted: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
     let mut ticks_idle: HashMap<DbName, u32> = HashMap::new();
+    let mut last_seen: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
     while stopped.recv_timeout(MAINTENANCE) == Err(RecvTimeoutError::Timeout) {
         let persist_now = last_persist.elapsed() >= PERSIST;
         for db in store.all() {
@@ -477,6 +470,12 @@ fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Rece
             }
             if let Err(error) = db.maintain_log(pace.is_some()) {
                 tracing::warn!(db = %db.name(), error = chain(&error), "log upkeep");
+            }
+            let pos = db.pos();
+            if last_seen.get(db.name()) == Some(&pos) {
+                db.release_buffers();
+            } else {
+                last_seen.insert(db.name().clone(), pos);
             }
             if db.serves_readers() {
                 let idle = ticks_idle.entry(db.name().clone()).or_default();

@@ -14,8 +14,8 @@ use crate::db::{Db, DbError, NodeContext, PageCopyReader, PageCopyWriter, record
 use crate::lag::Lag;
 use crate::ltx::{PageSize, Pgno, Pos};
 use crate::replication::{
-    Applied, Batch, Changes, DbName, Fetch, PrimaryInfo, Record, Sink, SinkError, SnapshotReader,
-    SnapshotRequest, SnapshotStart, SnapshotWriter, Source, SourceError,
+    Applied, Batch, Changes, DatabaseFilter, DbName, Fetch, PrimaryInfo, Record, Sink, SinkError,
+    SnapshotReader, SnapshotRequest, SnapshotStart, SnapshotWriter, Source, SourceError,
 };
 use crate::store::{Store, chain};
 
@@ -28,8 +28,8 @@ pub(super) struct Ports {
     pub(super) cluster_id: Mutex<Option<String>>,
     /// Highest epoch seen.
     pub(super) seen_epoch: AtomicU64,
-    /// Databases to follow; empty is all.
-    pub(super) filter: Vec<DbName>,
+    /// Databases to follow.
+    pub(super) filter: DatabaseFilter,
     /// Page copies that were broken off.
     pub(super) paused: Arc<Mutex<HashMap<DbName, PageCopyWriter>>>,
     /// Whether the node has had everything its primary had, once.
@@ -279,7 +279,7 @@ impl Sink for Ports {
             .collect()
     }
 
-    fn filter(&self) -> Vec<DbName> {
+    fn filter(&self) -> DatabaseFilter {
         self.filter.clone()
     }
 
@@ -359,6 +359,14 @@ impl Sink for Ports {
     fn heartbeat(&self, primary_ms: i64, caught_up: bool) {
         self.lag.heard(primary_ms, caught_up);
         if caught_up {
+            if self.node.was_primary.swap(false, Ordering::AcqRel)
+                && let Err(error) = self.data_dir.set_was_primary(false)
+            {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "forget that this node was primary"
+                );
+            }
             self.ready
                 .send_if_modified(|ready| !std::mem::replace(ready, true));
         }

@@ -318,7 +318,7 @@ pub(super) struct FakeSink {
     pub(super) node_id: u64,
     pub(super) cluster: Mutex<Option<String>>,
     pub(super) epoch: AtomicU64,
-    pub(super) filter: Vec<DbName>,
+    pub(super) filter: DatabaseFilter,
     state: Mutex<SinkState>,
     gates: Mutex<HashSet<DbName>>,
     gate_moved: Condvar,
@@ -364,7 +364,7 @@ impl FakeSink {
             node_id,
             cluster: Mutex::default(),
             epoch: AtomicU64::new(0),
-            filter: filter.iter().map(|f| name(f)).collect(),
+            filter: DatabaseFilter::new(filter.iter().map(|f| f.parse().unwrap()).collect()),
             state: Mutex::default(),
             gates: Mutex::default(),
             gate_moved: Condvar::new(),
@@ -511,7 +511,7 @@ impl Sink for SinkPort {
             .collect()
     }
 
-    fn filter(&self) -> Vec<DbName> {
+    fn filter(&self) -> DatabaseFilter {
         self.0.filter.clone()
     }
 

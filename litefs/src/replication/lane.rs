@@ -120,15 +120,6 @@ impl Decider {
         &mut self,
         queue: &mut VecDeque<Item>,
     ) -> Result<Option<(Job, u64, usize)>, ReceiveError> {
-        if let Some(CopyState {
-            at, end: Some(end), ..
-        }) = &self.copy
-            && at.txid >= end.txid
-        {
-            let end = *end;
-            self.copy = None;
-            return Ok(Some((Job::CopyFinish(end), 0, 0)));
-        }
         let Some(item) = queue.pop_front() else {
             return Ok(None);
         };
@@ -178,6 +169,16 @@ impl Decider {
             }
         };
         Ok(Some((job, item.cost, 1)))
+    }
+
+    /// Ends the copy if nothing of it is to come any more.
+    fn take_whole_copy(&mut self) -> Option<Pos> {
+        let end = self.copy.as_ref()?.end?;
+        let is_whole = self.copy.as_ref()?.at.txid >= end.txid;
+        is_whole.then(|| {
+            self.copy = None;
+            end
+        })
     }
 
     fn pages(&mut self, page_size: u32, pages: Vec<(Pgno, Bytes)>) -> Result<Job, ReceiveError> {
@@ -475,6 +476,10 @@ impl Lane {
         }
         match self.perform(sink, work, &job) {
             Ok(()) => {
+                // What completes a copy is not done before the copy is in place, or we would call ourselves caught up.
+                if let Some(end) = work.decider.take_whole_copy() {
+                    return self.run(sink, work, Job::CopyFinish(end), cover);
+                }
                 if !matches!(job, Job::Skip) {
                     work.failures = 0;
                 }

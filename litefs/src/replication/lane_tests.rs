@@ -69,9 +69,11 @@ fn jobs(decider: &mut Decider, items: Vec<Item>) -> Result<Vec<String>, String> 
             Job::CopyRecords(records) => format!("copy {}", records.len()),
             Job::CopyPages(pages) => format!("pages {}", pages.len()),
             Job::CopyBegin(_) => "begin".to_owned(),
-            Job::CopyFinish(end) => format!("finish {}", end.txid.0),
             other => format!("{other:?}"),
         });
+        if let Some(end) = decider.take_whole_copy() {
+            jobs.push(format!("finish {}", end.txid.0));
+        }
     }
     Ok(jobs)
 }

@@ -8,7 +8,7 @@ use wincode::config::DefaultConfig;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::frame::{Frame, FrameError, Kind, MAX_FRAME_LEN, WireBuf};
-use super::{Applied, DbName, RecordMeta, SnapshotStart};
+use super::{Applied, DbName, DbPattern, RecordMeta, SnapshotStart};
 use crate::ltx::{Checksum, PageSize, Pgno, Pos, Txid};
 
 /// Version of every control payload, and of the protocol.
@@ -99,8 +99,8 @@ pub enum Message {
     Hello(Hello),
     /// Some positions of the replica.
     Positions(Vec<(DbName, Pos)>),
-    /// Some databases the replica wants.
-    Filter(Vec<DbName>),
+    /// Some patterns of databases that the replica wants.
+    Filter(Vec<DbPattern>),
     /// How far a database is.
     Ack {
         /// Where it is.
@@ -416,8 +416,9 @@ fn decode_control(kind: Kind, b: &[u8]) -> Result<Message, String> {
         }
         Kind::Filter => {
             let list: Vec<String> = fields(b)?;
-            let names = list.iter().map(|db| name_in(db));
-            Message::Filter(names.collect::<Result<_, String>>()?)
+            let patterns = list.iter().map(|p| p.parse::<DbPattern>());
+            let patterns = patterns.collect::<Result<_, _>>();
+            Message::Filter(patterns.map_err(|e| e.to_string())?)
         }
         Kind::Ack => {
             let (pos, durable, done_bytes, is_drop) = fields::<(WirePos, WirePos, u64, bool)>(b)?;

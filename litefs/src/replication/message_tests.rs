@@ -32,10 +32,10 @@ fn one_of_each() -> Vec<Message> {
             hostname: "ams".to_owned(),
             epoch: 3,
             position_count: 1,
-            filter_count: 1,
+            filter_count: 2,
         }),
         Message::Positions(vec![(db("a/b.db"), pos(4, 1))]),
-        Message::Filter(vec![db("a/b.db")]),
+        Message::Filter(vec!["a/b.db".parse().unwrap(), "t?/**.db".parse().unwrap()]),
         Message::Ack {
             applied: Applied {
                 pos: pos(6, 2),

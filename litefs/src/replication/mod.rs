@@ -28,6 +28,7 @@ use crate::ltx::{Checksum, Pgno, Pos, Txid};
 
 pub mod changes;
 pub mod conn;
+pub mod filter;
 pub mod frame;
 mod lane;
 pub mod message;
@@ -42,6 +43,7 @@ mod fake;
 mod stream_tests;
 
 pub use changes::{ChangeHub, Changes};
+pub use filter::{DatabaseFilter, DbPattern};
 
 /// Longest database name in bytes.
 pub const MAX_DB_NAME_LEN: usize = 1024;
@@ -329,9 +331,9 @@ pub trait Sink: Send + Sync + 'static {
     fn observe_epoch(&self, epoch: u64) -> Result<(), SinkError>;
     /// All databases with the position of the copy here.
     fn positions(&self) -> Vec<(DbName, Pos)>;
-    /// Databases to replicate; empty means all.
-    fn filter(&self) -> Vec<DbName> {
-        Vec::new()
+    /// Databases to replicate.
+    fn filter(&self) -> DatabaseFilter {
+        DatabaseFilter::default()
     }
     /// Applies ranges; several become one commit.
     ///

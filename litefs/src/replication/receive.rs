@@ -4,7 +4,7 @@
 //! and whichever worker is free empties a lane in batches, one worker at a time per lane. Threads come from
 //! tokio's blocking pool and go back when there is nothing to do, so 1,000 idle databases cost none.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use super::frame::{FrameError, FrameReader, WireBuf};
 use super::lane::{After, ConnShared, Item, Lane, Link, What};
 use super::message::{ENTRIES_PER_FRAME, Hello, Message, RecordStart, Welcome};
 use super::send::chain;
-use super::{DbName, PrimaryInfo, Record, Sink, SinkError};
+use super::{DatabaseFilter, DbName, PrimaryInfo, Record, Sink, SinkError};
 use crate::ltx::Pos;
 
 /// Page checksums per frame.
@@ -260,7 +260,7 @@ impl Receiver {
         let inbound = Inbound {
             receiver: Arc::clone(self),
             conn: Arc::clone(&conn),
-            filter: self.sink.filter().into_iter().collect(),
+            filter: self.sink.filter(),
             streams: Vec::new(),
             by_name: Arc::default(),
         };
@@ -284,10 +284,9 @@ impl Receiver {
         let sink = Arc::clone(&self.sink);
         let (positions, filter, epoch) =
             blocking(move || (sink.positions(), sink.filter(), sink.epoch())).await?;
-        let wanted: HashSet<&DbName> = filter.iter().collect();
         let positions: Vec<(DbName, Pos)> = positions
             .into_iter()
-            .filter(|(db, _)| wanted.is_empty() || wanted.contains(db))
+            .filter(|(db, _)| filter.matches(db))
             .collect();
         let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         let hello = Message::Hello(Hello {
@@ -297,14 +296,14 @@ impl Receiver {
             hostname: self.config.hostname.clone(),
             epoch,
             position_count: count(positions.len()),
-            filter_count: count(filter.len()),
+            filter_count: count(filter.patterns().len()),
         });
         let mut wire = WireBuf::default();
         hello.encode(0, &mut wire);
         for part in positions.chunks(ENTRIES_PER_FRAME) {
             Message::Positions(part.to_vec()).encode(0, &mut wire);
         }
-        for part in filter.chunks(ENTRIES_PER_FRAME) {
+        for part in filter.patterns().chunks(ENTRIES_PER_FRAME) {
             Message::Filter(part.to_vec()).encode(0, &mut wire);
         }
         write_all(write, &mut wire, self.config.write_stall)
@@ -413,7 +412,7 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 struct Inbound {
     receiver: Arc<Receiver>,
     conn: Arc<ConnShared>,
-    filter: HashSet<DbName>,
+    filter: DatabaseFilter,
     streams: Vec<Stream>,
     by_name: Arc<Mutex<HashMap<DbName, Arc<Link>>>>,
 }
@@ -459,7 +458,7 @@ impl Inbound {
                 self.streams.len()
             )));
         }
-        if !self.filter.is_empty() && !self.filter.contains(db) {
+        if !self.filter.matches(db) {
             return Err(ReceiveError::Protocol(format!(
                 "{db} is not in this node's filter"
             )));

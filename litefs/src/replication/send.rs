@@ -4,7 +4,7 @@
 //! change wakes it, it reads the log, it writes to the socket. Replicas are few; databases are many, and share it.
 //! The order of a round is: take acks and changes, decide (`session`), do one turn, write.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,9 @@ use super::frame::{FrameError, FrameReader, Kind, WireBuf};
 use super::message::{Hello, MAX_STREAMS, Message, PagePacker, Welcome};
 use super::replicas::{Registration, Replicas};
 use super::session::{Limits, OutOfStreams, SendSession, Turn};
-use super::{Changes, DbName, SnapshotReader, SnapshotRequest, Source, SourceError};
+use super::{
+    Changes, DatabaseFilter, DbName, SnapshotReader, SnapshotRequest, Source, SourceError,
+};
 use crate::ltx::{PageSize, Pgno, Pos};
 
 /// Messages from a replica that wait for the writing thread; when full, the reader leaves bytes in the socket.
@@ -197,18 +199,14 @@ impl Sender {
                 other => return Err(out_of_place(&other, "positions are missing").into()),
             }
         }
-        let mut filter = HashSet::new();
-        let mut filter_len = 0;
-        while filter_len < hello.filter_count as usize {
+        let mut filter = Vec::new();
+        while filter.len() < hello.filter_count as usize {
             match next(reader).await? {
-                Message::Filter(more) if !more.is_empty() => {
-                    filter_len += more.len();
-                    filter.extend(more);
-                }
+                Message::Filter(more) if !more.is_empty() => filter.extend(more),
                 other => return Err(out_of_place(&other, "filter entries are missing").into()),
             }
         }
-        if positions.len() > MAX_STREAMS || filter_len > MAX_STREAMS {
+        if positions.len() > MAX_STREAMS || filter.len() > MAX_STREAMS {
             return Err(SendError::Refused(OutOfStreams.to_string()));
         }
         let registration = self
@@ -225,7 +223,7 @@ impl Sender {
             hello,
             epoch,
             positions,
-            filter,
+            filter: DatabaseFilter::new(filter),
             registration,
         })
     }
@@ -264,7 +262,7 @@ struct Greeting {
     hello: Hello,
     epoch: u64,
     positions: Vec<(DbName, Pos)>,
-    filter: HashSet<DbName>,
+    filter: DatabaseFilter,
     registration: Registration,
 }
 

@@ -13,14 +13,14 @@
 //! - one turn sends at most about `turn_bytes`, then the next database has its turn, so that a copy delays nobody;
 //! - `peer` is where the replica will be once it has applied all that was sent in this generation.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::frame::{FrameError, Kind};
 use super::message::{MAX_RECORD_LEN, MAX_STREAMS, Message, PageBatch, RecordStart};
-use super::{Applied, DbName, Fetch, Record, SnapshotRequest, SnapshotStart};
+use super::{Applied, DatabaseFilter, DbName, Fetch, Record, SnapshotRequest, SnapshotStart};
 use crate::ltx::{PageSize, Pgno, Pos};
 
 /// Bounds of one connection.
@@ -96,7 +96,7 @@ pub struct OutOfStreams;
 pub struct SendSession {
     limits: Limits,
     epoch: u64,
-    filter: HashSet<DbName>,
+    filter: DatabaseFilter,
     dbs: Vec<Db>,
     by_name: HashMap<DbName, u16>,
     ready: VecDeque<u16>,
@@ -177,7 +177,7 @@ impl SendSession {
     pub fn new(
         limits: Limits,
         epoch: u64,
-        filter: HashSet<DbName>,
+        filter: DatabaseFilter,
         positions: Vec<(DbName, Pos)>,
     ) -> Result<SendSession, OutOfStreams> {
         let mut session = SendSession {
@@ -565,7 +565,7 @@ impl SendSession {
         if let Some(stream) = self.by_name.get(name) {
             return Ok(Some(*stream));
         }
-        if !self.filter.is_empty() && !self.filter.contains(name) {
+        if !self.filter.matches(name) {
             return Ok(None);
         }
         let stream = u16::try_from(self.dbs.len() + 1).map_err(|_| OutOfStreams)?;

@@ -43,7 +43,7 @@ fn limits() -> Limits {
 /// A session whose databases are all at transaction 1, and whose `Open` frames are taken.
 fn session(names: &[&str]) -> SendSession {
     let positions = names.iter().map(|n| (db(n), pos(1))).collect();
-    let mut session = SendSession::new(limits(), 3, HashSet::new(), positions).unwrap();
+    let mut session = SendSession::new(limits(), 3, DatabaseFilter::default(), positions).unwrap();
     let opened = session.take_frames();
     assert_eq!(opened.len(), names.len());
     session
@@ -404,7 +404,7 @@ fn unknown_databases_are_named_once_and_filters_hold() {
     s.changed(&db("a")).unwrap();
     assert_eq!(fetch_of(&mut s), (1, pos(1)));
 
-    let filter = [db("b")].into();
+    let filter = DatabaseFilter::new(vec!["b*".parse().unwrap()]);
     let positions = vec![(db("a"), pos(1))];
     let mut s = SendSession::new(limits(), 3, filter, positions).unwrap();
     s.changed(&db("c")).unwrap();

@@ -424,7 +424,7 @@ async fn only_databases_of_the_filter_come() {
     let primary = Primary::start().await;
     primary.source.commit("a", &[(1, 1)]);
     primary.source.commit("b", &[(1, 1)]);
-    let sink = FakeSink::with_filter(2, &["b", "later"]);
+    let sink = FakeSink::with_filter(2, &["b", "l?t*"]);
     let _following = follow(&sink, &primary.url());
     converged(&primary, &sink, "b").await;
     primary.source.commit("a", &[(1, 2)]);

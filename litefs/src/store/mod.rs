@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data>/files/<path>          what the mount shows: databases with their companions, and ordinary files
-//! <data>/dbs/<id>/name         path of the database that this directory is about
+//! <data>/dbs/<id>/name         path of the database that this directory is about, then a line `crc32 <8 hex digits>` of it
 //! <data>/dbs/<id>/{log,ltx,quarantine,checksums-*}
 //! ```
 
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::db::{Db, DbError, NodeContext};
+use crate::db::{Db, DbError, NodeContext, Trust};
 use crate::replication::DbName;
 use crate::sqlite::header::{DB_HEADER_LEN, DbHeader};
 
@@ -34,7 +34,7 @@ impl Store {
     ///
     /// # Errors
     /// When the directories cannot be read. A database that cannot be opened is left alone with its error.
-    pub fn open(node: Arc<NodeContext>, is_trusted: bool) -> Result<Store, DbError> {
+    pub fn open(node: Arc<NodeContext>, trust: Trust) -> Result<Store, DbError> {
         let store = Store {
             node,
             dbs: RwLock::default(),
@@ -45,14 +45,14 @@ impl Store {
         let found: Vec<(DbName, PathBuf)> = fs::read_dir(metas)
             .map_err(DbError::io("read directory", metas))?
             .filter_map(Result::ok)
-            .filter_map(|entry| Some((read_name(&entry.path())?, entry.path())))
+            .filter_map(|entry| Some((store.name_of(&entry.path())?, entry.path())))
             .collect();
         let next = Mutex::new(found.into_iter());
         std::thread::scope(|scope| {
             for _ in 0..OPEN_THREADS {
                 scope.spawn(|| {
                     while let Some((name, meta)) = { next.lock().next() } {
-                        store.open_one(name, meta, is_trusted);
+                        store.open_one(name, meta, trust);
                     }
                 });
             }
@@ -63,8 +63,39 @@ impl Store {
         Ok(store)
     }
 
-    fn open_one(&self, name: DbName, meta: PathBuf, is_trusted: bool) {
-        match Db::open(self.node.clone(), name.clone(), meta, is_trusted) {
+    /// Returns the database that a directory is about; a damaged name is found again in its page checksums.
+    fn name_of(&self, meta: &Path) -> Option<DbName> {
+        let path = meta.join("name");
+        let why = match read_name(&path) {
+            Ok(name) => return Some(name),
+            Err(why) => why,
+        };
+        let Some(name) = Db::recorded_name(&*self.node.disk, meta) else {
+            tracing::error!(
+                path = %path.display(), why,
+                "which database this directory is about cannot be read: its log is left alone; \
+                 remove the directory once nothing in it is needed"
+            );
+            return None;
+        };
+        let kept = meta.join("name.damaged");
+        let rewrite = || {
+            self.node.disk.rename("store.name:keep", &path, &kept)?;
+            let mut file = fs::File::create(&path)?;
+            file.write_all(name_file(&name).as_bytes())?;
+            file.sync_all()?;
+            fs::File::open(meta)?.sync_all()
+        };
+        let rewritten = rewrite();
+        tracing::error!(
+            db = %name, path = %path.display(), kept = %kept.display(), why, ?rewritten,
+            "the name of a database was damaged, and is written anew from its page checksums"
+        );
+        Some(name)
+    }
+
+    fn open_one(&self, name: DbName, meta: PathBuf, trust: Trust) {
+        match Db::open(self.node.clone(), name.clone(), meta, trust) {
             Ok(db) => {
                 self.dbs.write().insert(name, Arc::new(db));
             }
@@ -143,7 +174,12 @@ impl Store {
             });
         }
         let meta = self.make_meta(name)?;
-        let db = Arc::new(Db::open(self.node.clone(), name.clone(), meta, true)?);
+        let db = Arc::new(Db::open(
+            self.node.clone(),
+            name.clone(),
+            meta,
+            Trust::PageCache,
+        )?);
         self.dbs.write().insert(name.clone(), db.clone());
         // What opening found was published before anybody could find the database here.
         self.node.hub.publish(name);
@@ -159,7 +195,7 @@ impl Store {
         let path = meta.join("name");
         let write = || {
             let mut file = fs::File::create(&path)?;
-            file.write_all(name.as_str().as_bytes())?;
+            file.write_all(name_file(name).as_bytes())?;
             file.sync_all()?;
             fs::File::open(&meta)?.sync_all()?;
             fs::File::open(&self.node.metas)?.sync_all()
@@ -200,8 +236,21 @@ impl Store {
 
 const OPEN_THREADS: usize = 2;
 
-fn read_name(meta: &Path) -> Option<DbName> {
-    fs::read_to_string(meta.join("name")).ok()?.parse().ok()
+const CRC_LINE: &str = "\ncrc32 ";
+
+fn name_file(name: &DbName) -> String {
+    let crc = crc32fast::hash(name.as_str().as_bytes());
+    format!("{name}{CRC_LINE}{crc:08x}\n")
+}
+
+fn read_name(path: &Path) -> Result<DbName, String> {
+    let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
+    let (name, crc) = text.rsplit_once(CRC_LINE).ok_or("cut short")?;
+    if crc.trim_end() != format!("{:08x}", crc32fast::hash(name.as_bytes())) {
+        return Err("crc-32 mismatch".to_owned());
+    }
+    name.parse()
+        .map_err(|e: crate::replication::DbNameError| e.to_string())
 }
 
 /// Returns whether a file has the content of a SQLite database.

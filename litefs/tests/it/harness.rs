@@ -88,17 +88,41 @@ impl Node {
         Node::start(dir.join(name), options, Some(of.port))
     }
 
+    /// A replica of whatever listens at a port of this machine; not yet started.
+    pub(crate) fn replica_of_port(dir: &Path, name: &str, port: u16, options: Options) -> Node {
+        Node::prepare(dir.join(name), options, Some(port))
+    }
+
     fn start(dir: PathBuf, options: Options, primary: Option<u16>) -> Node {
+        let mut node = Node::prepare(dir, options, primary);
+        node.launch();
+        node
+    }
+
+    fn prepare(dir: PathBuf, options: Options, primary: Option<u16>) -> Node {
         fs::create_dir_all(dir.join("mnt")).unwrap();
-        let mut node = Node {
+        Node {
             dir,
             child: None,
             port: 0,
             options,
             primary,
-        };
-        node.launch();
-        node
+        }
+    }
+
+    /// The process, while it runs.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// What the node keeps about a database.
+    pub(crate) fn meta(&self, name: &str) -> PathBuf {
+        let dirs = fs::read_dir(self.data().join("dbs")).unwrap();
+        dirs.map(|entry| entry.unwrap().path())
+            .find(|dir| {
+                fs::read_to_string(dir.join("name")).is_ok_and(|n| n.lines().next() == Some(name))
+            })
+            .unwrap_or_else(|| panic!("no directory about {name}"))
     }
 
     /// Starts the process, and returns once it is ready.
