@@ -10,7 +10,8 @@ use std::os::unix::fs::FileExt;
 use super::log::{Older, RecordMeta};
 use super::page_checksums::PageChecksums;
 use super::replica_wal::ReplicaWal;
-use super::{Db, DbError, Inner};
+use super::{Db, DbError, Inner, steps};
+use crate::disk::crash_point;
 use crate::ltx::{Checksum, Decoder, PageSize, Pgno, Pos, page_checksum};
 use crate::replication::{Applied, Record};
 
@@ -235,9 +236,9 @@ impl Db {
         target: Pos,
         timestamp_ms: i64,
     ) -> Result<(), DbError> {
-        crate::disk::crash_point("apply:logged");
+        crash_point(steps::APPLY_LOGGED);
         self.write_merged(inner, merged)?;
-        crate::disk::crash_point("apply:written");
+        crash_point(steps::APPLY_WRITTEN);
         if inner.page_size != Some(merged.page_size) {
             inner.checksums = PageChecksums::new(merged.page_size);
         }
@@ -331,7 +332,7 @@ impl Db {
         std::os::unix::fs::chown(tmp, None, None).ok();
         self.node
             .disk
-            .rename("apply.create:rename", tmp, main)
+            .rename(steps::APPLY_CREATE, tmp, main)
             .map_err(DbError::io("rename", main))?;
         self.node.invalidate(|inv| inv.name(&self.paths.relative));
         Ok(())
@@ -371,7 +372,7 @@ impl Db {
         let kept = dir.join(format!("local-file-{}", crate::clock::wall_ms()));
         self.node
             .disk
-            .rename("apply.keep_aside:rename", main, &kept)
+            .rename(steps::APPLY_KEEP_ASIDE, main, &kept)
             .map_err(DbError::io("rename", main))?;
         tracing::error!(
             db = %self.name, kept = %kept.display(),
@@ -400,6 +401,7 @@ impl Db {
         ] {
             let relative = super::paths::with_suffix(&p.relative, suffix);
             self.node.invalidate(|inv| inv.forget_file(&relative));
+            crash_point(steps::APPLY_REMOVE);
             match std::fs::remove_file(path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -479,6 +481,7 @@ impl Db {
         for (path, suffix) in [(&p.shm, "-shm"), (&p.wal, "-wal")] {
             let relative = super::paths::with_suffix(&p.relative, suffix);
             self.node.invalidate(|inv| inv.forget_file(&relative));
+            crash_point(steps::RELEASE_REMOVE);
             std::fs::remove_file(path).map_err(DbError::io("remove", path))?;
             self.node.invalidate(|inv| inv.name(&relative));
         }
@@ -500,13 +503,16 @@ fn write_pages(file: &File, merged: &Merged) -> std::io::Result<()> {
     for (pgno, data) in &merged.pages {
         let at = merged.page_size.offset(*pgno);
         if run_start + run.len() as u64 != at || run.len() > 1 << 20 {
+            crash_point(steps::APPLY_FILE);
             file.write_all_at(&run, run_start)?;
             run.clear();
             run_start = at;
         }
         run.extend_from_slice(data);
     }
+    crash_point(steps::APPLY_FILE);
     file.write_all_at(&run, run_start)?;
+    crash_point(steps::APPLY_FILE_CUT);
     file.set_len(u64::from(merged.page_count) * u64::from(merged.page_size.get()))
 }
 

@@ -9,7 +9,8 @@ use std::fs::File;
 
 use super::capture_wal::read_full;
 use super::commit::Range;
-use super::{Db, DbError, Inner, Stamp};
+use super::{Db, DbError, Inner, Stamp, steps};
+use crate::disk::crash_point;
 use crate::ltx::{Pgno, page_checksum};
 use crate::sqlite::header::{self, DB_HEADER_LEN, DbHeader};
 use crate::sqlite::journal;
@@ -90,7 +91,9 @@ impl Db {
                 pages,
                 cursor: None,
             };
+            crash_point(steps::CAPTURE_JOURNAL);
             self.commit_range(inner, &range)?;
+            crash_point(steps::CAPTURE_JOURNAL_DONE);
         }
         inner.stamp = Some(stamp);
         Ok(())

@@ -154,6 +154,7 @@ impl Db {
             }
             return Ok(());
         }
+        crate::disk::crash_point(super::steps::CAPTURE_SCAN);
         match seen.bytes {
             Some(bytes) => {
                 let pages = seen

@@ -27,7 +27,8 @@ use super::commit::KEEP_BUFFER;
 use super::log::{Finding, Log, ReadAfter, WalCursor};
 use super::page_checksums::{Loaded, PageChecksums};
 use super::view::View;
-use super::{Db, DbError, DbPaths, Gate, Inner, NodeContext, Published, Stamp};
+use super::{Db, DbError, DbPaths, Gate, Inner, NodeContext, Published, Stamp, steps};
+use crate::disk::crash_point;
 use crate::ltx::{Decoder, PageSize, Pgno, Pos};
 use crate::replication::DbName;
 use crate::sqlite::header::DbHeader;
@@ -227,16 +228,19 @@ impl Db {
             .write(true)
             .open(&self.paths.main)
             .map_err(io())?;
+        crash_point(steps::ROLL_BACK_CUT);
         main.set_len(u64::from(plan.page_count) * u64::from(plan.page_size.get()))
             .map_err(io())?;
         let mut page = vec![0; plan.page_size.len()];
         for (pgno, offset) in plan.pages {
             file.read_exact_at(&mut page, offset)
                 .map_err(DbError::io("read", &self.paths.journal))?;
+            crash_point(steps::ROLL_BACK_PAGE);
             main.write_all_at(&page, plan.page_size.offset(pgno))
                 .map_err(io())?;
         }
         main.sync_data().map_err(io())?;
+        crash_point(steps::ROLL_BACK_REMOVE);
         std::fs::remove_file(&self.paths.journal)
             .map_err(DbError::io("remove", &self.paths.journal))?;
         tracing::info!(db = %self.name, "rolled back an interrupted transaction");
@@ -394,9 +398,11 @@ impl Db {
             .open(&self.paths.main);
         let main = main.map_err(io())?;
         for (pgno, page) in missing.iter().filter_map(|(p, d)| Some((p, d.as_ref()?))) {
+            crash_point(steps::HEAL_PAGE);
             main.write_all_at(page, page_size.offset(*pgno))
                 .map_err(io())?;
         }
+        crash_point(steps::HEAL_CUT);
         main.set_len(u64::from(inner.page_count) * u64::from(page_size.get()))
             .map_err(io())?;
         main.sync_data().map_err(io())?;
@@ -427,16 +433,19 @@ impl Db {
             let mut page = vec![0; view.page_size.len()];
             for pgno in view.wal_pages().filter(|p| p.get() <= view.page_count) {
                 view.page(pgno, &mut page).map_err(io())?;
+                crash_point(steps::FOLD_PAGE);
                 main.write_all_at(&page, view.page_size.offset(pgno))
                     .map_err(io())?;
             }
             if view.wal_end.is_some() {
+                crash_point(steps::FOLD_CUT);
                 main.set_len(u64::from(view.page_count) * u64::from(view.page_size.get()))
                     .map_err(io())?;
             }
             main.sync_data().map_err(io())?;
         }
         for path in [&self.paths.shm, &self.paths.wal] {
+            crash_point(steps::FOLD_REMOVE);
             match std::fs::remove_file(path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

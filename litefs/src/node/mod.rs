@@ -33,6 +33,7 @@ use crate::volume::LiteVolume;
 use crate::watch::Watcher;
 use api::Api;
 use data_dir::DataDir;
+pub use data_dir::steps;
 use ports::Ports;
 
 /// How long programs have to end after they were asked to.
