@@ -191,7 +191,7 @@ impl Db {
                 return Ok(());
             };
             let meta = RecordMeta {
-                epoch: first.meta.epoch.max(last.meta.epoch),
+                epoch: self.epoch_of(first.meta.epoch.max(last.meta.epoch)),
                 min_txid: inner.pos.txid.next(),
                 max_txid: last.meta.max_txid,
                 pre_apply_checksum: inner.pos.post_apply_checksum,
@@ -220,11 +220,22 @@ impl Db {
             return appended.map_err(self.log_error());
         }
         for record in records {
+            let mut meta = to_log(&record.meta)?;
+            meta.epoch = self.epoch_of(meta.epoch);
             self.log
-                .append(&to_log(&record.meta)?, &record.ltx)
+                .append(&meta, &record.ltx)
                 .map_err(self.log_error())?;
         }
         Ok(())
+    }
+
+    /// Returns the epoch under which a record goes into the log here. The sender does not know that of a record which
+    /// it has compacted, and sends zero; it is not lower than that of what came before.
+    fn epoch_of(&self, sent: u64) -> u64 {
+        match sent {
+            0 => self.log.end().map_or(0, |end| end.epoch),
+            known => known,
+        }
     }
 
     /// Writes pages where readers find them, and moves the position.
