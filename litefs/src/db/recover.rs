@@ -119,7 +119,7 @@ impl Db {
             let is_known = db.restore_checksums(&mut inner, loaded.ok())?;
             db.roll_back_journal()?;
             if db.node.is_primary() {
-                db.recover_primary(&mut inner, is_known && is_trusted)?;
+                db.recover_primary(&mut inner, is_known, is_trusted)?;
             } else {
                 db.recover_replica(&mut inner, is_known && is_trusted)?;
             }
@@ -247,8 +247,13 @@ impl Db {
         Ok(())
     }
 
-    fn recover_primary(&self, inner: &mut Inner, is_trusted: bool) -> Result<(), DbError> {
-        if is_trusted && inner.page_count > 0 {
+    fn recover_primary(
+        &self,
+        inner: &mut Inner,
+        is_known: bool,
+        is_trusted: bool,
+    ) -> Result<(), DbError> {
+        if is_known && is_trusted && inner.page_count > 0 {
             self.capture_wal_locked(inner)?;
             let stamp = File::open(&self.paths.main)
                 .ok()
@@ -260,7 +265,8 @@ impl Db {
         }
         inner.trouble = None;
         let age = self.age_of_files(inner)?;
-        if age == Age::Same {
+        // What the WAL has is put on top of the checksums; without them its range would end in a wrong one.
+        if age == Age::Same && is_known {
             self.capture_wal_locked(inner)?;
         }
         let Some(view) = View::open(&self.paths, true)? else {
