@@ -320,6 +320,7 @@ const DATA_KEYS: &str =
 
 fn small_logs() -> Options {
     Options {
+        fuse_keys: std::env::var("LITEFS_TEST_FUSE_KEYS").unwrap_or_default(),
         data_keys: DATA_KEYS.into(),
         ..Options::default()
     }
@@ -342,6 +343,28 @@ fn take_trace(path: &Path, seen: &mut usize) -> BTreeMap<String, u64> {
     }
     *seen = text.len();
     counts
+}
+
+/// Chooses the call of a step that is deadly, by the seed in `LITEFS_TEST_SEED`; an early one without.
+struct Luck(Option<u64>);
+
+impl Luck {
+    fn new() -> Luck {
+        let seed = std::env::var("LITEFS_TEST_SEED").ok();
+        eprintln!("LITEFS_TEST_SEED: {seed:?}");
+        Luck(seed.map(|seed| seed.parse().unwrap()))
+    }
+
+    /// Chooses one of the calls that were counted in a life.
+    fn nth(&mut self, count: u64) -> u64 {
+        let Some(state) = &mut self.0 else {
+            return (count / 8).clamp(1, 4);
+        };
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        1 + (*state >> 33) % (count / 2).clamp(1, 100)
+    }
 }
 
 /// Which node of the pair is killed.
@@ -561,13 +584,19 @@ impl Pair {
         let load = Load::start(&self.primary, &self.acknowledged, "survey");
         self.begin_reading();
         // A moment in which everything is done several times that is done now and then.
-        let began = Instant::now();
+        let is_replica = self.victim == Victim::Replica;
         wait_for("some work", || {
-            load.has_made(200) && began.elapsed() > Duration::from_secs(1)
+            let is_idle_seen = || {
+                fs::read_to_string(&trace)
+                    .unwrap()
+                    .contains("readers.release")
+            };
+            load.has_made(200) && (!is_replica || is_idle_seen())
         });
         let errors = load.end(&mut self.acknowledged);
         assert!(errors.is_empty(), "{errors:?}");
-        assert!(self.end_reading().is_empty());
+        let errors = self.end_reading();
+        assert!(errors.is_empty(), "{errors:?}");
         reached.work = take_trace(&trace, &mut seen);
         self.victim().stop();
         reached.stop = take_trace(&trace, &mut seen);
@@ -579,6 +608,7 @@ impl Pair {
     /// `after` names steps that a start reaches after a death at another step.
     fn die_everywhere(&mut self, after: &[(&str, &str)], unreached: &[(&str, &str)]) {
         let began = Instant::now();
+        let mut luck = Luck::new();
         let reached = self.survey();
         let all: BTreeSet<&str> = litefs::steps().into_iter().collect();
         let mut met: BTreeSet<String> = BTreeSet::new();
@@ -602,10 +632,9 @@ impl Pair {
                 if !matters {
                     continue;
                 }
-                let nth = if part == Part::Work {
-                    (count / 8).clamp(1, 4)
-                } else {
-                    1
+                let nth = match part {
+                    Part::Work => luck.nth(*count),
+                    Part::Start | Part::Stop => 1,
                 };
                 let at = Instant::now();
                 let died = self.live(step, nth, part);
@@ -662,11 +691,15 @@ impl Readers {
         let thread = std::thread::spawn(move || {
             let mut last: BTreeMap<&str, Option<i64>> = BTreeMap::new();
             while !flag.load(Ordering::Relaxed) {
-                // One database after the other, so that each is idle at times.
+                // One database after the other, then none, so that each is idle at times.
                 for (name, path) in &paths {
                     if let Err(error) = read_for_a_while(name, path, &mut last, &flag) {
                         return vec![error];
                     }
+                }
+                let until = Instant::now() + Duration::from_millis(400);
+                while Instant::now() < until && !flag.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
                 }
             }
             Vec::new()
