@@ -586,12 +586,17 @@ impl Pair {
         // A moment in which everything is done several times that is done now and then.
         let is_replica = self.victim == Victim::Replica;
         wait_for("some work", || {
-            let is_idle_seen = || {
-                fs::read_to_string(&trace)
-                    .unwrap()
-                    .contains("readers.release")
+            let is_seen = || {
+                let text = fs::read_to_string(&trace).unwrap();
+                [
+                    "readers.release",
+                    "replica_wal.prepare",
+                    "replica_wal.restart",
+                ]
+                .iter()
+                .all(|step| text[seen..].contains(step))
             };
-            load.has_made(200) && (!is_replica || is_idle_seen())
+            load.has_made(200) && (!is_replica || is_seen())
         });
         let errors = load.end(&mut self.acknowledged);
         assert!(errors.is_empty(), "{errors:?}");
