@@ -3,8 +3,10 @@
 //! Each call names its [`Step`], such as `"log.append"`, so that a test can fail exactly that one.
 //! [`RealDisk`] does the work, [`FailingDisk`] wraps it and fails on cue, in this process. A whole
 //! process can be killed at a step with `LITEFS_CRASH_AT=step[:n]`: it dies of SIGKILL just before
-//! the n-th call (from 1) of that step. That hook is compiled into debug builds and with the
-//! feature `failpoints`; elsewhere it is an empty inline function.
+//! the n-th call (from 1) of that step; with `LITEFS_CRASH_WHEN=file` only calls made while that file exists count.
+//! `LITEFS_STEPS_TO=file` adds a line to a file for each step instead, so that a
+//! test can tell which ones a workload reaches. These hooks are compiled into debug builds and with the
+//! feature `failpoints`; elsewhere they are an empty inline function. [`crate::steps`] lists every step there is.
 //!
 //! Files are plain [`std::fs::File`]s, always read and written at an offset, so that one handle
 //! serves a writer and any number of readers.
@@ -22,6 +24,19 @@ use parking_lot::Mutex;
 
 /// Name of one kind of disk operation, `area.operation` or `area.operation:part`.
 pub type Step = &'static str;
+
+/// Declares the steps of a module, `NAME = "label"`, and lists them as `ALL`, which [`crate::steps`] collects.
+macro_rules! steps {
+    ($($name:ident = $label:literal),* $(,)?) => {
+        $(
+            #[allow(missing_docs, reason = "says what it does by its value")]
+            pub const $name: $crate::disk::Step = $label;
+        )*
+        /// All steps of this module.
+        pub const ALL: &[$crate::disk::Step] = &[$($label),*];
+    };
+}
+pub(crate) use steps;
 
 /// How a file is opened; reading is always possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -280,6 +295,15 @@ pub fn crash_point(step: Step) {
     use std::sync::atomic::AtomicU64;
 
     static PLAN: OnceLock<Option<(String, AtomicU64)>> = OnceLock::new();
+    static WHEN: OnceLock<Option<OsString>> = OnceLock::new();
+    static TRACE: OnceLock<Option<File>> = OnceLock::new();
+    let trace = TRACE.get_or_init(|| {
+        let path = std::env::var_os("LITEFS_STEPS_TO")?;
+        OpenOptions::new().append(true).create(true).open(path).ok()
+    });
+    if let Some(mut trace) = trace.as_ref() {
+        let _ = io::Write::write_all(&mut trace, format!("{step}\n").as_bytes());
+    }
     let plan = PLAN.get_or_init(|| {
         let text = std::env::var("LITEFS_CRASH_AT").ok()?;
         let (step, nth) = parse_crash_at(&text);
@@ -287,6 +311,10 @@ pub fn crash_point(step: Step) {
     });
     if let Some((wanted, left)) = plan
         && wanted == step
+        && WHEN
+            .get_or_init(|| std::env::var_os("LITEFS_CRASH_WHEN"))
+            .as_ref()
+            .is_none_or(|path| Path::new(path).exists())
         && left.fetch_sub(1, Ordering::Relaxed) == 1
     {
         let _ =

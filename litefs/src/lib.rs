@@ -21,3 +21,16 @@ pub mod store;
 pub mod survivors;
 pub mod volume;
 pub mod watch;
+
+/// Returns every labelled step at which `LITEFS_CRASH_AT` can kill the daemon (see [`disk`]).
+#[must_use]
+pub fn steps() -> Vec<disk::Step> {
+    [
+        db::log::steps::ALL,
+        db::page_checksums::steps::ALL,
+        db::steps::ALL,
+        store::steps::ALL,
+        node::steps::ALL,
+    ]
+    .concat()
+}

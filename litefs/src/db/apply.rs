@@ -10,7 +10,8 @@ use std::os::unix::fs::FileExt;
 use super::log::{Older, RecordMeta};
 use super::page_checksums::PageChecksums;
 use super::replica_wal::ReplicaWal;
-use super::{Db, DbError, Inner};
+use super::{Db, DbError, Inner, steps};
+use crate::disk::crash_point;
 use crate::ltx::{Checksum, Decoder, PageSize, Pgno, Pos, page_checksum};
 use crate::replication::{Applied, Record};
 
@@ -196,11 +197,7 @@ impl Db {
                 return Ok(());
             };
             let meta = RecordMeta {
-                epoch: first
-                    .meta
-                    .epoch
-                    .max(last.meta.epoch)
-                    .max(self.log.end().map_or(0, |end| end.epoch)),
+                epoch: self.epoch_of(first.meta.epoch.max(last.meta.epoch)),
                 min_txid: inner.pos.txid.next(),
                 max_txid: last.meta.max_txid,
                 pre_apply_checksum: inner.pos.post_apply_checksum,
@@ -234,13 +231,21 @@ impl Db {
     fn append_records(&self, records: &[Record]) -> Result<(), DbError> {
         for record in records {
             let mut meta = to_log(&record.meta)?;
-            // A range that the primary has compacted does not say in which tenure it was committed: not before ours.
-            meta.epoch = meta.epoch.max(self.log.end().map_or(0, |end| end.epoch));
+            meta.epoch = self.epoch_of(meta.epoch);
             self.log
                 .append(&meta, &record.ltx)
                 .map_err(self.log_error())?;
         }
         Ok(())
+    }
+
+    /// Returns the epoch under which a record goes into the log here. The sender does not know that of a record which
+    /// it has compacted, and sends zero; it is not lower than that of what came before.
+    fn epoch_of(&self, sent: u64) -> u64 {
+        match sent {
+            0 => self.log.end().map_or(0, |end| end.epoch),
+            known => known,
+        }
     }
 
     /// Writes pages where readers find them, and moves the position.
@@ -252,9 +257,9 @@ impl Db {
         target: Pos,
         timestamp_ms: i64,
     ) -> Result<(), DbError> {
-        crate::disk::crash_point("apply:logged");
+        crash_point(steps::APPLY_LOGGED);
         self.write_merged(inner, merged)?;
-        crate::disk::crash_point("apply:written");
+        crash_point(steps::APPLY_WRITTEN);
         if inner.page_size != Some(merged.page_size) {
             inner.checksums = PageChecksums::new(merged.page_size);
         }
@@ -371,7 +376,7 @@ impl Db {
         std::os::unix::fs::chown(tmp, None, None).ok();
         self.node
             .disk
-            .rename("apply.create:rename", tmp, main)
+            .rename(steps::APPLY_CREATE, tmp, main)
             .map_err(DbError::io("rename", main))?;
         self.node.invalidate(|inv| inv.name(&self.paths.relative));
         Ok(())
@@ -411,7 +416,7 @@ impl Db {
         let kept = dir.join(format!("local-file-{}", crate::clock::wall_ms()));
         self.node
             .disk
-            .rename("apply.keep_aside:rename", main, &kept)
+            .rename(steps::APPLY_KEEP_ASIDE, main, &kept)
             .map_err(DbError::io("rename", main))?;
         tracing::error!(
             db = %self.name, kept = %kept.display(),
@@ -440,6 +445,7 @@ impl Db {
         ] {
             let relative = super::paths::with_suffix(&p.relative, suffix);
             self.node.invalidate(|inv| inv.forget_file(&relative));
+            crash_point(steps::APPLY_REMOVE);
             match std::fs::remove_file(path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -526,6 +532,7 @@ impl Db {
         for (path, suffix) in [(&p.shm, "-shm"), (&p.wal, "-wal")] {
             let relative = super::paths::with_suffix(&p.relative, suffix);
             self.node.invalidate(|inv| inv.forget_file(&relative));
+            crash_point(steps::RELEASE_REMOVE);
             std::fs::remove_file(path).map_err(DbError::io("remove", path))?;
             self.node.invalidate(|inv| inv.name(&relative));
         }
@@ -547,13 +554,16 @@ fn write_pages(file: &File, merged: &Merged) -> std::io::Result<()> {
     for (pgno, data) in &merged.pages {
         let at = merged.page_size.offset(*pgno);
         if run_start + run.len() as u64 != at || run.len() > 1 << 20 {
+            crash_point(steps::APPLY_FILE);
             file.write_all_at(&run, run_start)?;
             run.clear();
             run_start = at;
         }
         run.extend_from_slice(data);
     }
+    crash_point(steps::APPLY_FILE);
     file.write_all_at(&run, run_start)?;
+    crash_point(steps::APPLY_FILE_CUT);
     file.set_len(u64::from(merged.page_count) * u64::from(merged.page_size.get()))
 }
 

@@ -14,7 +14,8 @@ use super::capture_scan::MAX_RANGE_LEN;
 use super::capture_wal::read_full;
 use super::commit::Range;
 use super::page_checksums::PageChecksums;
-use super::{Db, DbError, Inner, Stamp};
+use super::{Db, DbError, Inner, Stamp, steps};
+use crate::disk::crash_point;
 use crate::ltx::{Pgno, page_checksum};
 use crate::sqlite::header::{self, DB_HEADER_LEN, DbHeader};
 use crate::sqlite::journal;
@@ -122,7 +123,9 @@ impl Db {
                 pages,
                 cursor: None,
             };
+            crash_point(steps::CAPTURE_JOURNAL);
             self.commit_range(inner, &range)?;
+            crash_point(steps::CAPTURE_JOURNAL_DONE);
         }
         inner.stamp = Some(stamp);
         Ok(())

@@ -112,6 +112,16 @@ impl Db {
     fn prepare_view(&self, inner: &Inner, view: &View) -> Result<Seen, DbError> {
         let io = || DbError::io("read", &self.paths.main);
         let sums = view.checksums().map_err(io())?;
+        if sums.page_count() < view.page_count {
+            return Err(DbError::Corrupt {
+                what: format!(
+                    "{} of {} pages (a copy that is not finished, or a damaged file to be restored)",
+                    sums.page_count(),
+                    view.page_count
+                ),
+                path: self.paths.main.clone(),
+            });
+        }
         let changed: Vec<Pgno> = if inner.page_size == Some(view.page_size) {
             inner
                 .checksums
@@ -161,6 +171,7 @@ impl Db {
             }
             return Ok(());
         }
+        crate::disk::crash_point(super::steps::CAPTURE_SCAN);
         match seen.bytes {
             Some(bytes) => {
                 let pages = seen

@@ -475,6 +475,7 @@ impl Db {
             pages,
             cursor: Some(commit.cursor),
         };
+        crate::disk::crash_point(super::steps::CAPTURE_WAL);
         self.commit_range(inner, &range)?;
         Ok(Step::More)
     }

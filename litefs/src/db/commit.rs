@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use super::log::{RecordMeta, WalCursor};
-use super::{Db, DbError, Inner};
+use super::{Db, DbError, Inner, steps};
 use crate::clock;
+use crate::disk::crash_point;
 use crate::ltx::{
     Checksum, Encoder, Header, HeaderFlags, PageSize, Pgno, Pos, Txid, page_checksum,
 };
@@ -54,6 +55,7 @@ impl Db {
             wal: range.cursor,
         };
         let encoded = self.encode(std::mem::take(&mut inner.encoded), &meta, &range.pages)?;
+        crash_point(steps::COMMIT_ENCODED);
         let appended = self.log.append(&meta, &encoded).map_err(self.log_error());
         self.captured_bytes
             .fetch_add(encoded.len() as u64, Ordering::Relaxed);
@@ -62,6 +64,7 @@ impl Db {
             inner.encoded = Vec::new();
         }
         appended?;
+        crash_point(steps::COMMIT_LOGGED);
         self.take_over(inner, range, &sums);
         inner.pos = Pos {
             txid: max_txid,
@@ -115,6 +118,7 @@ impl Db {
         self.log
             .restart(&meta, super::log::Older::Remove)
             .map_err(self.log_error())?;
+        crash_point(steps::COMMIT_LOGGED);
         inner.checksums = checksums;
         inner.page_size = Some(range.page_size);
         inner.page_count = range.page_count;

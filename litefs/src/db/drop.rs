@@ -21,6 +21,7 @@ impl Db {
     }
 
     pub(super) fn commit_drop(&self, inner: &mut Inner) -> Result<(), DbError> {
+        crate::disk::crash_point(super::steps::DROP_RECORD);
         let page_size = inner.page_size.unwrap_or(PageSize::DEFAULT);
         let range = Range {
             page_size,

@@ -36,6 +36,47 @@ mod shm;
 mod snapshot;
 mod view;
 
+/// Names of what a database does to files by itself, and of moments between two such acts.
+pub mod steps {
+    crate::disk::steps! {
+        COMMIT_ENCODED = "commit:encoded",
+        COMMIT_LOGGED = "commit:logged",
+        DROP_RECORD = "drop:record",
+        CAPTURE_WAL = "capture.wal:commit",
+        CAPTURE_JOURNAL = "capture.journal:commit",
+        CAPTURE_JOURNAL_DONE = "capture.journal:done",
+        CAPTURE_SCAN = "capture.scan:commit",
+        APPLY_LOGGED = "apply:logged",
+        APPLY_WRITTEN = "apply:written",
+        APPLY_FILE = "apply.file:write",
+        APPLY_FILE_CUT = "apply.file:cut",
+        APPLY_REMOVE = "apply.remove:file",
+        APPLY_CREATE = "apply.create:rename",
+        APPLY_KEEP_ASIDE = "apply.keep_aside:rename",
+        COPY_LOGGED = "copy:logged",
+        COPY_WRITTEN = "copy:written",
+        REPLICA_WAL_PREPARE = "replica_wal.prepare:cut",
+        REPLICA_WAL_BUILD = "replica_wal.prepare:build",
+        REPLICA_WAL_FRAMES = "replica_wal.append:frames",
+        REPLICA_WAL_INDEX = "replica_wal.append:index",
+        REPLICA_WAL_PUBLISH = "replica_wal.append:publish",
+        REPLICA_WAL_CHECKPOINT = "replica_wal.checkpoint:attempt",
+        REPLICA_WAL_BACKFILL = "replica_wal.checkpoint:page",
+        REPLICA_WAL_CUT = "replica_wal.checkpoint:cut",
+        REPLICA_WAL_BACKFILLED = "replica_wal.checkpoint:done",
+        REPLICA_WAL_RESTART = "replica_wal.restart",
+        RELEASE_REMOVE = "readers.release:remove",
+        ROLL_BACK_CUT = "recover.journal:cut",
+        ROLL_BACK_PAGE = "recover.journal:page",
+        ROLL_BACK_REMOVE = "recover.journal:remove",
+        HEAL_PAGE = "recover.heal:page",
+        HEAL_CUT = "recover.heal:cut",
+        FOLD_PAGE = "recover.fold:page",
+        FOLD_CUT = "recover.fold:cut",
+        FOLD_REMOVE = "recover.fold:remove",
+    }
+}
+
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -22,17 +22,16 @@ use crate::ltx::{Checksum, PageSize, Pgno, Pos, Txid, page_checksum};
 
 /// Names of the disk operations of the table.
 pub mod steps {
-    #![allow(missing_docs, reason = "each says what it does by its value")]
-    use crate::disk::Step;
-
-    pub const MKDIR: Step = "checksums.persist:mkdir";
-    pub const OPEN: Step = "checksums.persist:open";
-    pub const LOOK: Step = "checksums.persist:look";
-    pub const WRITE: Step = "checksums.persist:write";
-    pub const CUT: Step = "checksums.persist:cut";
-    pub const SYNC: Step = "checksums.persist:sync";
-    pub const SYNC_DIR: Step = "checksums.persist:sync_dir";
-    pub const LOAD: Step = "checksums.load";
+    crate::disk::steps! {
+        MKDIR = "checksums.persist:mkdir",
+        OPEN = "checksums.persist:open",
+        LOOK = "checksums.persist:look",
+        WRITE = "checksums.persist:write",
+        CUT = "checksums.persist:cut",
+        SYNC = "checksums.persist:sync",
+        SYNC_DIR = "checksums.persist:sync_dir",
+        LOAD = "checksums.load",
+    }
 }
 
 const MAGIC: [u8; 8] = *b"litefsps";

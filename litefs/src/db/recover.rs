@@ -31,7 +31,8 @@ use super::commit::KEEP_BUFFER;
 use super::log::{Finding, Log, Older, ReadAfter, WalCursor};
 use super::page_checksums::{Loaded, PageChecksums, Unusable};
 use super::view::View;
-use super::{Db, DbError, DbPaths, Gate, Inner, NodeContext, Published, Stamp, Trust};
+use super::{Db, DbError, DbPaths, Gate, Inner, NodeContext, Published, Stamp, Trust, steps};
+use crate::disk::crash_point;
 use crate::ltx::{Decoder, PageSize, Pgno, Pos};
 use crate::replication::DbName;
 use crate::sqlite::header::DbHeader;
@@ -165,7 +166,8 @@ impl Db {
                 db.go_on_from_table(table, extra)?;
             }
             let end_stamp = loaded.as_ref().and_then(|(_, extra)| extra.end);
-            if !db.restore_checksums(&mut inner, loaded)? {
+            let is_known = db.restore_checksums(&mut inner, loaded)?;
+            if !is_known {
                 trust = Trust::Nothing;
             }
             if is_end_lost && db.node.is_primary() {
@@ -177,7 +179,13 @@ impl Db {
                 trust = Trust::Nothing;
             }
             if db.node.is_primary() {
-                db.recover_primary(&mut inner, trust, end_stamp.map(stamp_from), is_healing)?;
+                db.recover_primary(
+                    &mut inner,
+                    is_known,
+                    trust,
+                    end_stamp.map(stamp_from),
+                    is_healing,
+                )?;
             } else {
                 db.recover_replica(&mut inner, trust != Trust::Nothing)?;
             }
@@ -337,16 +345,19 @@ impl Db {
             .write(true)
             .open(&self.paths.main)
             .map_err(io())?;
+        crash_point(steps::ROLL_BACK_CUT);
         main.set_len(u64::from(plan.page_count) * u64::from(plan.page_size.get()))
             .map_err(io())?;
         let mut page = vec![0; plan.page_size.len()];
         for (pgno, offset) in plan.pages {
             file.read_exact_at(&mut page, offset)
                 .map_err(DbError::io("read", &self.paths.journal))?;
+            crash_point(steps::ROLL_BACK_PAGE);
             main.write_all_at(&page, plan.page_size.offset(pgno))
                 .map_err(io())?;
         }
         main.sync_data().map_err(io())?;
+        crash_point(steps::ROLL_BACK_REMOVE);
         std::fs::remove_file(&self.paths.journal)
             .map_err(DbError::io("remove", &self.paths.journal))?;
         tracing::info!(db = %self.name, "rolled back an interrupted transaction");
@@ -356,6 +367,7 @@ impl Db {
     fn recover_primary(
         &self,
         inner: &mut Inner,
+        is_known: bool,
         trust: Trust,
         end_stamp: Option<Stamp>,
         is_healing: bool,
@@ -383,7 +395,8 @@ impl Db {
             // Neither the old state nor the new one: only the log knows.
             age = Age::Older;
         }
-        if age == Age::Same {
+        // What the WAL has is put on top of the checksums; without them its range would end in a wrong one.
+        if age == Age::Same && is_known {
             self.capture_wal_by_frames(inner)?;
         }
         let Some(view) = View::open(&self.paths, true)? else {
@@ -540,10 +553,11 @@ impl Db {
             .open(&self.paths.main);
         let main = main.map_err(io())?;
         for (pgno, page) in missing.iter().filter_map(|(p, d)| Some((p, d.as_ref()?))) {
-            crate::disk::crash_point("recover.heal:page");
+            crash_point(steps::HEAL_PAGE);
             main.write_all_at(page, page_size.offset(*pgno))
                 .map_err(io())?;
         }
+        crash_point(steps::HEAL_CUT);
         main.set_len(u64::from(inner.page_count) * u64::from(page_size.get()))
             .map_err(io())?;
         main.sync_data().map_err(io())?;
@@ -601,16 +615,19 @@ impl Db {
             let mut page = vec![0; view.page_size.len()];
             for pgno in view.wal_pages().filter(|p| p.get() <= view.page_count) {
                 view.page(pgno, &mut page).map_err(io())?;
+                crash_point(steps::FOLD_PAGE);
                 main.write_all_at(&page, view.page_size.offset(pgno))
                     .map_err(io())?;
             }
             if view.wal_end.is_some() {
+                crash_point(steps::FOLD_CUT);
                 main.set_len(u64::from(view.page_count) * u64::from(view.page_size.get()))
                     .map_err(io())?;
             }
             main.sync_data().map_err(io())?;
         }
         for path in [&self.paths.shm, &self.paths.wal] {
+            crash_point(steps::FOLD_REMOVE);
             match std::fs::remove_file(path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

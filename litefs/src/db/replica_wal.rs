@@ -20,7 +20,8 @@ use std::path::Path;
 
 use super::paths::with_suffix;
 use super::shm::MappedShm;
-use super::{DbError, DbPaths};
+use super::{DbError, DbPaths, steps};
+use crate::disk::crash_point;
 use crate::ltx::{PageSize, Pgno};
 use crate::sqlite::locks::{LockRange, OfdLocks, db, shm as shm_lock};
 use crate::sqlite::wal::{
@@ -84,6 +85,7 @@ impl ReplicaWal {
             .write(true)
             .open(&paths.wal)
             .map_err(DbError::io("open", &paths.wal))?;
+        crash_point(steps::REPLICA_WAL_PREPARE);
         wal.set_len(0)
             .map_err(DbError::io("truncate", &paths.wal))?;
         shm.set_len(0)
@@ -100,6 +102,7 @@ impl ReplicaWal {
             salts: WalSalts(rand::random(), rand::random()),
         };
         let mut index = WalIndex::new(MappedShm::new(shm));
+        crash_point(steps::REPLICA_WAL_BUILD);
         let header = index
             .build([], &WalIndexHeader::of_empty(&wal_header, page_count))
             .map_err(|e| DbError::io("build", &paths.shm)(io::Error::other(e)))?;
@@ -154,6 +157,7 @@ impl ReplicaWal {
             buffer.extend_from_slice(&head.encode());
             buffer.extend_from_slice(data);
             if buffer.len() >= WRITE_LEN || i + 1 == count {
+                crash_point(steps::REPLICA_WAL_FRAMES);
                 self.wal.write_all_at(&buffer, at).map_err(io())?;
                 at += buffer.len() as u64;
                 buffer.clear();
@@ -161,6 +165,7 @@ impl ReplicaWal {
         }
         self.buffer = buffer;
         self.header_is_written = true;
+        crash_point(steps::REPLICA_WAL_INDEX);
         let mut frame_no = self.header.mx_frame;
         for pgno in pages.keys() {
             frame_no += 1;
@@ -168,6 +173,7 @@ impl ReplicaWal {
                 .append(frame_no, *pgno)
                 .map_err(|e| DbError::io("grow", &paths.shm)(io::Error::other(e)))?;
         }
+        crash_point(steps::REPLICA_WAL_PUBLISH);
         self.publish(frame_no, page_count, checksum)
             .map_err(|e| DbError::io("publish", &paths.shm)(e))?;
         Ok(at - start)
@@ -226,9 +232,11 @@ impl ReplicaWal {
             if !self.locks().try_write(range).map_err(io_lock())? {
                 return Ok(false);
             }
+            crash_point(steps::REPLICA_WAL_CHECKPOINT);
             self.index.set_backfill_attempted(safe);
             let copied = self.backfill(paths, done, safe);
             if copied.is_ok() {
+                crash_point(steps::REPLICA_WAL_BACKFILLED);
                 self.index.set_backfill(safe);
             }
             self.locks().unlock(range).map_err(io_lock())?;
@@ -251,12 +259,14 @@ impl ReplicaWal {
             self.wal
                 .read_exact_at(&mut page, at)
                 .map_err(DbError::io("read", &paths.wal))?;
+            crash_point(steps::REPLICA_WAL_BACKFILL);
             self.main_backing
                 .write_all_at(&page, page_size.offset(pgno))
                 .map_err(DbError::io("write", &paths.main))?;
         }
         if safe == self.header.mx_frame {
             let len = u64::from(self.header.n_page) * u64::from(page_size.get());
+            crash_point(steps::REPLICA_WAL_CUT);
             self.main_backing
                 .set_len(len)
                 .map_err(DbError::io("truncate", &paths.main))?;
@@ -277,6 +287,7 @@ impl ReplicaWal {
         let unread = held.len() == READ_MARK_COUNT - 1;
         let mut result = Ok(());
         if unread {
+            crash_point(steps::REPLICA_WAL_RESTART);
             result = self
                 .index
                 .restart(&self.header, rand::random())

@@ -521,7 +521,7 @@ impl PageCopyWriter {
             wal: None,
         };
         db.log.restart(&meta, older).map_err(db.log_error())?;
-        crate::disk::crash_point("copy:logged");
+        crate::disk::crash_point(super::steps::COPY_LOGGED);
         let in_place = if self.is_difference || inner.replica_wal.is_some() {
             if inner.page_size.is_some_and(|size| size != self.page_size) {
                 // No WAL can change the page size: who has the old file open keeps it until he opens anew.
@@ -542,7 +542,7 @@ impl PageCopyWriter {
             db.put_in_place(&path)?;
             inner.trouble = None;
         }
-        crate::disk::crash_point("copy:written");
+        crate::disk::crash_point(super::steps::COPY_WRITTEN);
         inner.checksums = sums;
         inner.page_size = Some(self.page_size);
         inner.page_count = page_count;

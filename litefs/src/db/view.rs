@@ -103,15 +103,25 @@ impl View {
         &self.main
     }
 
-    /// Computes the checksum of every page.
+    /// Computes the checksum of every page. They are fewer than `page_count` where the file is cut off and no WAL
+    /// makes up for it.
     pub(super) fn checksums(&self) -> std::io::Result<super::page_checksums::PageChecksums> {
+        let in_file = self.main.metadata()?.len() / u64::from(self.page_size.get());
+        let in_file = u32::try_from(in_file).map_or(self.page_count, |n| n.min(self.page_count));
         let mut sums = super::page_checksums::PageChecksums::scan(
             &self.main,
             self.page_size,
-            self.page_count,
+            in_file,
             SCAN_THREADS,
         )?;
         let mut buf = vec![0; self.page_size.len()];
+        if self.wal_end.is_some_and(|(_, end)| end.frame_no > 0) {
+            // A database that grew since its last checkpoint; what no frame carries is zeros.
+            for pgno in (in_file + 1..=self.page_count).filter_map(Pgno::new) {
+                self.page_in_file(pgno, &mut buf)?;
+                sums.set(pgno, page_checksum(pgno, &buf));
+            }
+        }
         for pgno in self.frames.keys().filter(|p| p.get() <= self.page_count) {
             self.page(*pgno, &mut buf)?;
             sums.set(*pgno, page_checksum(*pgno, &buf));

@@ -8,7 +8,16 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::db::Trust;
+use crate::disk::crash_point;
 use crate::survivors::MountRecord;
+
+/// Names of what is done to replace a small file of the node.
+pub mod steps {
+    crate::disk::steps! {
+        WRITE = "data_dir.write:tmp",
+        RENAME = "data_dir.write:rename",
+    }
+}
 
 /// Paths of a node's own files.
 #[derive(Debug, Clone)]
@@ -222,9 +231,11 @@ impl DataDir {
     fn write_durably(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         let write = || -> std::io::Result<()> {
             let tmp = path.with_extension("tmp");
+            crash_point(steps::WRITE);
             let mut file = File::create(&tmp)?;
             file.write_all(bytes)?;
             file.sync_all()?;
+            crash_point(steps::RENAME);
             fs::rename(&tmp, path)?;
             File::open(&self.root)?.sync_all()
         };

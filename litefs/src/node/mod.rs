@@ -34,12 +34,14 @@ use crate::volume::LiteVolume;
 use crate::watch::Watcher;
 use api::Api;
 use data_dir::DataDir;
+pub use data_dir::steps;
 use ports::Ports;
 
 /// How long programs have to end after they were asked to.
 const EXEC_GRACE: Duration = Duration::from_secs(30);
-/// How often logs are compacted and idle databases closed.
+/// How often logs are compacted and idle databases closed; as often as retention is enforced, if that is more often.
 const MAINTENANCE: Duration = Duration::from_secs(1);
+const MIN_MAINTENANCE: Duration = Duration::from_millis(10);
 /// How often page checksums are written down, so that a start after a crash has little to redo.
 const PERSIST: Duration = Duration::from_secs(30);
 /// Epoch of the only tenure there is under a static lease.
@@ -454,7 +456,8 @@ fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Rece
     let mut persisted: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
     let mut ticks_idle: HashMap<DbName, u32> = HashMap::new();
     let mut last_seen: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
-    while stopped.recv_timeout(MAINTENANCE) == Err(RecvTimeoutError::Timeout) {
+    let tick = pace.map_or(MAINTENANCE, |pace| pace.clamp(MIN_MAINTENANCE, MAINTENANCE));
+    while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
         let persist_now = last_persist.elapsed() >= PERSIST;
         for db in store.all() {
             match db.repair_log() {

@@ -15,8 +15,19 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use crate::db::{Db, DbError, NodeContext, Trust};
+use crate::disk::crash_point;
 use crate::replication::DbName;
 use crate::sqlite::header::{DB_HEADER_LEN, DbHeader};
+
+/// Names of what is done to make a new database known.
+pub mod steps {
+    crate::disk::steps! {
+        MAKE_DIR = "store.make:dir",
+        MAKE_NAME = "store.make:name",
+        WRITE_NAME = "store.make:write",
+        MAKE_SYNC = "store.make:sync",
+    }
+}
 
 /// The databases of a node.
 #[derive(Debug)]
@@ -191,12 +202,16 @@ impl Store {
             .node
             .metas
             .join(format!("{:016x}", rand::random::<u64>()));
+        crash_point(steps::MAKE_DIR);
         fs::create_dir_all(&meta).map_err(DbError::io("create directory", &meta))?;
         let path = meta.join("name");
         let write = || {
+            crash_point(steps::MAKE_NAME);
             let mut file = fs::File::create(&path)?;
+            crash_point(steps::WRITE_NAME);
             file.write_all(name_file(name).as_bytes())?;
             file.sync_all()?;
+            crash_point(steps::MAKE_SYNC);
             fs::File::open(&meta)?.sync_all()?;
             fs::File::open(&self.node.metas)?.sync_all()
         };

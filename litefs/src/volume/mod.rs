@@ -455,13 +455,15 @@ impl fuse::Volume for LiteVolume {
     }
 
     fn open_may_block(&self, request: &OpenRequest<'_>) -> bool {
+        // Even if readers are served now: until `open` looks, an idle database may be closed, and would be made ready
+        // again, through the mount, on a session thread, for which that thread and whoever it holds up wait for ever.
         !self.node.is_primary()
             && !request.writable
             && matches!(Role::of(request.path), Role::Main)
             && self
                 .store
                 .at(request.path)
-                .is_some_and(|db| db.published().page_count > 0 && !db.serves_readers())
+                .is_some_and(|db| db.published().page_count > 0)
             && !self.is_own(request.caller)
     }
 

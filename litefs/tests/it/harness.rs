@@ -216,6 +216,25 @@ impl Node {
         }
     }
 
+    /// Says whether the process has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_none_or(|child| child.try_wait().unwrap().is_some())
+    }
+
+    /// Waits for a node that was spawned to be ready, or to end. Returns whether it is ready.
+    pub(crate) fn wait_until_ready_or_ended(&mut self) -> bool {
+        wait_for("a node to be ready, or to end", || {
+            self.log().contains(": ready ") || self.has_ended()
+        });
+        if self.has_ended() {
+            return false;
+        }
+        self.wait_until_ready();
+        true
+    }
+
     pub(crate) fn stop(&mut self) {
         self.signal(libc::SIGTERM);
     }

@@ -62,44 +62,41 @@ use segment::{Entry, SEGMENT_HEADER_LEN, Segment};
 
 /// Names of the disk operations of the log.
 pub mod steps {
-    #![allow(missing_docs, reason = "each says what it does by its value")]
-    use crate::disk::Step;
-
-    pub const OPEN_MKDIR: Step = "log.open:mkdir";
-    pub const OPEN_LIST: Step = "log.open:list";
-    pub const OPEN_FILE: Step = "log.open:file";
-    pub const OPEN_SCAN: Step = "log.open:scan";
-    pub const OPEN_CUT: Step = "log.open:cut";
-    pub const OPEN_KEEP: Step = "log.open:keep";
-    pub const OPEN_SYNC: Step = "log.open:sync";
-    pub const OPEN_REMOVE: Step = "log.open:remove";
-    pub const QUARANTINE: Step = "log.quarantine:rename";
-    pub const APPEND: Step = "log.append";
-    pub const APPEND_CUT: Step = "log.append:cut";
-    pub const ROTATE_OPEN: Step = "log.rotate:open";
-    pub const ROTATE_WRITE: Step = "log.rotate:write";
-    pub const ROTATE_REMOVE: Step = "log.rotate:remove";
-    pub const REOPEN_OPEN: Step = "log.reopen:open";
-    pub const REOPEN_WRITE: Step = "log.reopen:write";
-    pub const REOPEN_SYNC: Step = "log.reopen:sync";
-    pub const REOPEN_RENAME: Step = "log.reopen:rename";
-    pub const SYNC: Step = "log.sync";
-    pub const SYNC_DIR: Step = "log.sync:dir";
-    pub const READ: Step = "log.read";
-    pub const RESTART_OPEN: Step = "log.restart:open";
-    pub const RESTART_WRITE: Step = "log.restart:write";
-    pub const RESTART_SYNC: Step = "log.restart:sync";
-    pub const RESTART_SYNC_DIR: Step = "log.restart:sync_dir";
-    pub const RESTART_REMOVE: Step = "log.restart:remove";
-    pub const RESTART_RENAME: Step = "log.restart:rename";
-    pub const SEAL_READ: Step = "log.seal:read";
-    pub const SEAL_OPEN: Step = "log.seal:open";
-    pub const SEAL_WRITE: Step = "log.seal:write";
-    pub const SEAL_SYNC: Step = "log.seal:sync";
-    pub const SEAL_RENAME: Step = "log.seal:rename";
-    pub const SEAL_REMOVE: Step = "log.seal:remove";
-    pub const RETAIN_READ: Step = "log.retain:read";
-    pub const RETAIN_REMOVE: Step = "log.retain:remove";
+    crate::disk::steps! {
+        OPEN_MKDIR = "log.open:mkdir",
+        OPEN_LIST = "log.open:list",
+        OPEN_FILE = "log.open:file",
+        OPEN_SCAN = "log.open:scan",
+        OPEN_CUT = "log.open:cut",
+        OPEN_KEEP = "log.open:keep",
+        OPEN_SYNC = "log.open:sync",
+        OPEN_REMOVE = "log.open:remove",
+        QUARANTINE = "log.quarantine:rename",
+        APPEND = "log.append",
+        APPEND_CUT = "log.append:cut",
+        ROTATE_OPEN = "log.rotate:open",
+        ROTATE_WRITE = "log.rotate:write",
+        ROTATE_REMOVE = "log.rotate:remove",
+        REOPEN_OPEN = "log.reopen:open",
+        REOPEN_WRITE = "log.reopen:write",
+        REOPEN_SYNC = "log.reopen:sync",
+        REOPEN_RENAME = "log.reopen:rename",
+        SYNC = "log.sync",
+        SYNC_DIR = "log.sync:dir",
+        READ = "log.read",
+        RESTART_OPEN = "log.restart:open",
+        RESTART_WRITE = "log.restart:write",
+        RESTART_SYNC = "log.restart:sync",
+        RESTART_SYNC_DIR = "log.restart:sync_dir",
+        RESTART_REMOVE = "log.restart:remove",
+        RESTART_RENAME = "log.restart:rename",
+        SEAL_OPEN = "log.seal:open",
+        SEAL_WRITE = "log.seal:write",
+        SEAL_SYNC = "log.seal:sync",
+        SEAL_RENAME = "log.seal:rename",
+        SEAL_REMOVE = "log.seal:remove",
+        RETAIN_REMOVE = "log.retain:remove",
+    }
 }
 
 /// Reads what a log must know of an LTX file, and verifies the file's own checksum.
