@@ -426,10 +426,9 @@ impl Db {
             return Ok(());
         }
         if let (Some(page_size), None) = (inner.page_size, &inner.replica_wal) {
-            let tid = thread_id();
-            self.node.own_threads.lock().insert(tid);
-            let wal = ReplicaWal::prepare(&self.paths, page_size, inner.page_count);
-            self.node.own_threads.lock().remove(&tid);
+            let wal = self.node.in_mount(|| {
+                ReplicaWal::prepare(&self.node, &self.paths, page_size, inner.page_count)
+            });
             inner.replica_wal = Some(wal?);
         }
         let mut gate = self.gate.lock();
@@ -539,12 +538,4 @@ pub(crate) fn from_log(meta: &RecordMeta) -> crate::replication::RecordMeta {
         commit: meta.commit,
         page_size: meta.page_size.get(),
     }
-}
-
-/// Returns the kernel's number of this thread, as FUSE requests carry it.
-pub(crate) fn thread_id() -> u32 {
-    rustix::thread::gettid()
-        .as_raw_nonzero()
-        .get()
-        .cast_unsigned()
 }

@@ -17,10 +17,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::paths::with_suffix;
 use super::shm::MappedShm;
-use super::{DbError, DbPaths};
+use super::{DbError, DbPaths, NodeContext};
 use crate::ltx::{PageSize, Pgno};
 use crate::sqlite::locks::{LockRange, OfdLocks, db, shm as shm_lock};
 use crate::sqlite::wal::{
@@ -57,6 +58,7 @@ impl ReplicaWal {
     ///
     /// Runs on a thread that the volume lets through (`NodeContext::own_threads`), never on a session thread.
     pub(super) fn prepare(
+        node: &Arc<NodeContext>,
         paths: &DbPaths,
         page_size: PageSize,
         page_count: u32,
@@ -99,7 +101,7 @@ impl ReplicaWal {
             checkpoint_seq: 0,
             salts: WalSalts(rand::random(), rand::random()),
         };
-        let mut index = WalIndex::new(MappedShm::new(shm));
+        let mut index = WalIndex::new(MappedShm::new(shm, node.clone()));
         let header = index
             .build([], &WalIndexHeader::of_empty(&wal_header, page_count))
             .map_err(|e| DbError::io("build", &paths.shm)(io::Error::other(e)))?;

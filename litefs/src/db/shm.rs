@@ -3,23 +3,27 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::NodeContext;
 use crate::sqlite::wal_index::{BLOCK_LEN, Shm};
 
 /// Blocks of 32 KiB, each its own mapping, so that growing moves nothing that somebody reads.
 #[derive(Debug)]
 pub(super) struct MappedShm {
     file: File,
+    node: Arc<NodeContext>,
     blocks: Vec<MmapRaw>,
 }
 
 impl MappedShm {
-    pub(super) fn new(file: File) -> MappedShm {
+    pub(super) fn new(file: File, node: Arc<NodeContext>) -> MappedShm {
         MappedShm {
             file,
+            node,
             blocks: Vec::new(),
         }
     }
@@ -47,7 +51,7 @@ impl Shm for MappedShm {
 
     fn ensure_len(&mut self, len: u64) -> io::Result<()> {
         if self.file.metadata()?.len() < len {
-            self.file.set_len(len)?;
+            self.node.in_mount(|| self.file.set_len(len))?;
         }
         while Shm::len(self) < len {
             let map = MmapOptions::new()
