@@ -9,6 +9,8 @@
 //! | `-shm` | DMS, shared | no program truncates the index |
 //! | `-shm` | WRITE and CKPT, exclusive | no program writes, checkpoints, or rebuilds the index (INV-DB-4) |
 //!
+//! Where the kernel caches the files (passthrough off), it is told of new bytes before the index leads a reader to them.
+//!
 //! This serves a database of any journal mode: where a WAL exists, SQLite reads through it whatever the header says.
 
 use std::collections::BTreeMap;
@@ -37,6 +39,7 @@ const WRITE_LEN: usize = 1 << 20;
 /// The WAL and wal-index of a replica's database that some program has open.
 #[derive(Debug)]
 pub(super) struct ReplicaWal {
+    node: Arc<NodeContext>,
     /// Opened through the mount, for its locks alone.
     _main: File,
     /// Backing file of the database.
@@ -106,6 +109,7 @@ impl ReplicaWal {
             .build([], &WalIndexHeader::of_empty(&wal_header, page_count))
             .map_err(|e| DbError::io("build", &paths.shm)(io::Error::other(e)))?;
         Ok(ReplicaWal {
+            node: node.clone(),
             _main: main,
             main_backing,
             wal,
@@ -163,6 +167,7 @@ impl ReplicaWal {
         }
         self.buffer = buffer;
         self.header_is_written = true;
+        self.tell_kernel(&with_suffix(&paths.relative, "-wal"));
         let mut frame_no = self.header.mx_frame;
         for pgno in pages.keys() {
             frame_no += 1;
@@ -173,6 +178,17 @@ impl ReplicaWal {
         self.publish(frame_no, page_count, checksum)
             .map_err(|e| DbError::io("publish", &paths.shm)(e))?;
         Ok(at - start)
+    }
+
+    /// Lets the kernel forget what it knows of a file that was written.
+    fn tell_kernel(&self, relative: &Path) {
+        self.node.invalidate(|inv| {
+            if self.node.shm_is_shared() {
+                inv.attributes(relative);
+            } else {
+                inv.data(relative, 0, 0);
+            }
+        });
     }
 
     fn publish(
@@ -263,6 +279,7 @@ impl ReplicaWal {
                 .set_len(len)
                 .map_err(DbError::io("truncate", &paths.main))?;
         }
+        self.tell_kernel(&paths.relative);
         Ok(())
     }
 
