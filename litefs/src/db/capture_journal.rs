@@ -4,6 +4,9 @@
 //! the free list without saving them, but saves the trunk that listed them; so the leaves of every saved page that could
 //! be a trunk are looked at as well. A page counts as changed when its checksum did, so looking at too many costs
 //! time and nothing else, and a rolled-back transaction changes nothing.
+//!
+//! All this is true of a journal that began where the last capture ended. What was written before without a trace
+//! (`journal_mode` MEMORY and OFF) is captured when a journal is made; where one is used again, its copy of page 1 tells.
 
 use std::fs::File;
 
@@ -57,6 +60,12 @@ impl Db {
         let Ok(changed) = journal::changed_pages(&journal, page_count) else {
             return Ok(());
         };
+        if let Some(old) = &changed.old_first_page
+            && inner.checksums.get(Pgno::ONE) != Some(page_checksum(Pgno::ONE, old))
+        {
+            // A transaction before this one left no trace: no journal tells what it changed.
+            return self.capture_view(inner, false);
+        }
         let mut candidates = changed.journaled_or_new;
         candidates.extend(changed.leaves);
         candidates.extend((inner.page_count + 1..=page_count).filter_map(Pgno::new));

@@ -199,7 +199,7 @@ struct Inner {
     /// What the wal-index counted as changes when it stood at a cursor.
     index_change: Option<(WalCursor, u32)>,
     wal: Option<File>,
-    /// The database file as it was when it was last captured outside WAL mode.
+    /// The database file as it was when it, without any WAL, was what is captured.
     stamp: Option<Stamp>,
     replica_wal: Option<ReplicaWal>,
     encoded: Vec<u8>,
