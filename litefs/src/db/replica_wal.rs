@@ -167,7 +167,8 @@ impl ReplicaWal {
         }
         self.buffer = buffer;
         self.header_is_written = true;
-        self.tell_kernel(&with_suffix(&paths.relative, "-wal"));
+        self.tell_kernel(&self.wal, &with_suffix(&paths.relative, "-wal"))
+            .map_err(io())?;
         let mut frame_no = self.header.mx_frame;
         for pgno in pages.keys() {
             frame_no += 1;
@@ -181,14 +182,19 @@ impl ReplicaWal {
     }
 
     /// Lets the kernel forget what it knows of a file that was written.
-    fn tell_kernel(&self, relative: &Path) {
-        self.node.invalidate(|inv| {
-            if self.node.shm_is_shared() {
-                inv.attributes(relative);
-            } else {
-                inv.data(relative, 0, 0);
-            }
-        });
+    fn tell_kernel(&self, file: &File, relative: &Path) -> io::Result<()> {
+        if self.node.shm_is_shared() {
+            self.node.invalidate(|inv| inv.attributes(relative));
+            return Ok(());
+        }
+        let len = file.metadata()?.len();
+        let mut last = [0];
+        if len > 0 {
+            file.read_exact_at(&mut last, len - 1)?;
+        }
+        self.node
+            .invalidate(|inv| inv.grown(relative, len, last[0]));
+        Ok(())
     }
 
     fn publish(
@@ -279,8 +285,8 @@ impl ReplicaWal {
                 .set_len(len)
                 .map_err(DbError::io("truncate", &paths.main))?;
         }
-        self.tell_kernel(&paths.relative);
-        Ok(())
+        self.tell_kernel(&self.main_backing, &paths.relative)
+            .map_err(DbError::io("read", &paths.main))
     }
 
     /// Starts the WAL over if nobody reads from it.

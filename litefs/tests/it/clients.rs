@@ -200,7 +200,7 @@ impl Process {
         command.args(["--exact", "clients::rust_client", "--nocapture"]);
         let args = format!("{what}\n{}\n{}", path.display(), stop.display());
         command.env("LITEFS_TEST_CLIENT", args);
-        Process::start(&format!("rust {what}r"), command, "")
+        Process::start(&format!("rust {what}"), command, "")
     }
 
     fn is_running(&mut self) -> bool {
