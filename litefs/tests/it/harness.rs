@@ -293,10 +293,15 @@ pub(crate) fn assert_same_pages(
 ) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let sum = checksum_of_pages(db).to_string();
         let ours = primary.pos(name).unwrap_or_default();
         let theirs = replica.pos(name).unwrap_or_default();
-        if ours.trim().ends_with(&sum) && ours == theirs {
+        let late = Instant::now() > deadline;
+        let sum = if ours == theirs || late {
+            checksum_of_pages(db).to_string()
+        } else {
+            String::new()
+        };
+        if !sum.is_empty() && ours.trim().ends_with(&sum) && ours == theirs {
             let mut copy = replica.open(name);
             assert_eq!(
                 checksum_of_pages(&mut copy).to_string(),
@@ -312,7 +317,7 @@ pub(crate) fn assert_same_pages(
             return ours;
         }
         assert!(
-            Instant::now() < deadline,
+            !late,
             "{name}: pages have {sum}, the primary is at {ours}, the replica at {theirs}"
         );
         std::thread::sleep(Duration::from_millis(2));
