@@ -50,6 +50,17 @@ impl Invalidator {
         }
     }
 
+    /// Forgets cached bytes, and makes it known that the file has `len` bytes now, of which `last` is the last.
+    ///
+    /// To forget the attributes alone would not do for a reader: the answer to a question that it asked before is
+    /// dropped then, and the kernel goes by the old length instead of asking again.
+    pub fn grown(&self, path: &Path, len: u64, last: u8) {
+        if let (Some(ino), Some(end)) = (self.find(path), len.checked_sub(1)) {
+            self.send(|n| n.inval_inode(INodeNo(ino), 0, 0));
+            self.send(|n| n.store(INodeNo(ino), end, &[last]));
+        }
+    }
+
     /// Returns the number that the kernel knows a backing path by, if it does.
     fn find(&self, path: &Path) -> Option<u64> {
         if path.as_os_str().is_empty() {

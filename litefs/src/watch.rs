@@ -22,7 +22,7 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use parking_lot::{Condvar, Mutex};
 
 use crate::db::paths::with_suffix;
-use crate::db::{Db, DbError, NodeContext, Scanned, thread_id};
+use crate::db::{Db, DbError, NodeContext, Scanned};
 use crate::sqlite::locks::{OfdLocks, db as db_lock};
 use crate::store::{Store, chain, is_database};
 
@@ -409,10 +409,9 @@ impl Watcher {
         if seen != Scanned::Busy {
             return Ok(seen);
         }
-        let tid = thread_id();
-        self.node.own_threads.lock().insert(tid);
-        let file = OpenOptions::new().read(true).open(&db.paths().mounted);
-        self.node.own_threads.lock().remove(&tid);
+        let file = self
+            .node
+            .in_mount(|| OpenOptions::new().read(true).open(&db.paths().mounted));
         let Ok(file) = file else {
             return db.capture_untraced(true);
         };

@@ -297,28 +297,12 @@ impl Db {
             return Ok(());
         }
         wal.append(&self.paths, &pages, merged.page_count)?;
-        let mut main_changed = false;
         if wal.wants_checkpoint() {
             // What was applied is in the WAL, and readers see it.
             if let Err(error) = wal.checkpoint(&self.paths) {
                 tracing::warn!(db = %self.name, error = crate::replication::send::chain(&error), "cannot checkpoint, will try again");
             }
-            main_changed = true;
         }
-        self.node.invalidate(|inv| {
-            let wal = super::paths::with_suffix(&self.paths.relative, "-wal");
-            if self.node.shm_is_shared() {
-                inv.attributes(&wal);
-                if main_changed {
-                    inv.attributes(&self.paths.relative);
-                }
-            } else {
-                inv.data(&wal, 0, 0);
-                if main_changed {
-                    inv.data(&self.paths.relative, 0, 0);
-                }
-            }
-        });
         Ok(())
     }
 
@@ -431,29 +415,12 @@ impl Db {
 
     /// Removes all files of a dropped database.
     pub(super) fn remove_files(&self, inner: &mut Inner) -> Result<(), DbError> {
-        inner.replica_wal = None;
-        {
-            let mut gate = self.gate.lock();
-            gate.is_prepared = false;
-        }
+        self.abandon_readers(inner)?;
         let p = &self.paths;
-        for (path, suffix) in [
-            (&p.shm, "-shm"),
-            (&p.wal, "-wal"),
-            (&p.journal, "-journal"),
-            (&p.main, ""),
-        ] {
-            let relative = super::paths::with_suffix(&p.relative, suffix);
-            self.node.invalidate(|inv| inv.forget_file(&relative));
-            crash_point(steps::APPLY_REMOVE);
-            match std::fs::remove_file(path) {
-                Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(DbError::io("remove", path)(e)),
-            }
-            self.node.invalidate(|inv| inv.name(&relative));
-        }
-        Ok(())
+        self.remove_companions(
+            steps::APPLY_REMOVE,
+            &[(&p.journal, "-journal"), (&p.main, "")],
+        )
     }
 
     /// Lets a program open a replica's database: serves it through a WAL of ours from now on.
@@ -479,10 +446,9 @@ impl Db {
             });
         }
         if let (Some(page_size), None) = (inner.page_size, &inner.replica_wal) {
-            let tid = thread_id();
-            self.node.own_threads.lock().insert(tid);
-            let wal = ReplicaWal::prepare(&self.paths, page_size, inner.page_count);
-            self.node.own_threads.lock().remove(&tid);
+            let wal = self.node.in_mount(|| {
+                ReplicaWal::prepare(&self.node, &self.paths, page_size, inner.page_count)
+            });
             inner.replica_wal = Some(wal?);
         }
         let mut gate = self.gate.lock();
@@ -529,15 +495,38 @@ impl Db {
         }
         inner.replica_wal = None;
         let p = &self.paths;
-        for (path, suffix) in [(&p.shm, "-shm"), (&p.wal, "-wal")] {
-            let relative = super::paths::with_suffix(&p.relative, suffix);
-            self.node.invalidate(|inv| inv.forget_file(&relative));
-            crash_point(steps::RELEASE_REMOVE);
-            std::fs::remove_file(path).map_err(DbError::io("remove", path))?;
-            self.node.invalidate(|inv| inv.name(&relative));
-        }
+        self.remove_companions(steps::RELEASE_REMOVE, &[(&p.shm, "-shm"), (&p.wal, "-wal")])?;
         self.node.invalidate(|inv| inv.data(&p.relative, 0, 0));
         Ok(true)
+    }
+
+    /// Ends the serving through a WAL for good: who has the database open keeps the files as they are, and the next open
+    /// begins anew.
+    pub(super) fn abandon_readers(&self, inner: &mut Inner) -> Result<(), DbError> {
+        inner.replica_wal = None;
+        self.gate.lock().is_prepared = false;
+        let p = &self.paths;
+        self.remove_companions(steps::APPLY_REMOVE, &[(&p.shm, "-shm"), (&p.wal, "-wal")])
+    }
+
+    /// Removes files of ours, if they are there.
+    fn remove_companions(
+        &self,
+        step: crate::disk::Step,
+        files: &[(&std::path::PathBuf, &str)],
+    ) -> Result<(), DbError> {
+        for (path, suffix) in files {
+            let relative = super::paths::with_suffix(&self.paths.relative, suffix);
+            self.node.invalidate(|inv| inv.forget_file(&relative));
+            crash_point(step);
+            match std::fs::remove_file(path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(DbError::io("remove", path)(e)),
+            }
+            self.node.invalidate(|inv| inv.name(&relative));
+        }
+        Ok(())
     }
 
     /// Returns whether programs read this database through a WAL of ours.
@@ -596,12 +585,4 @@ pub(crate) fn from_log(meta: &RecordMeta) -> crate::replication::RecordMeta {
         commit: meta.commit,
         page_size: meta.page_size.get(),
     }
-}
-
-/// Returns the kernel's number of this thread, as FUSE requests carry it.
-pub(crate) fn thread_id() -> u32 {
-    rustix::thread::gettid()
-        .as_raw_nonzero()
-        .get()
-        .cast_unsigned()
 }

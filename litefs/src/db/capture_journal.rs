@@ -5,8 +5,9 @@
 //! be a trunk are looked at as well. A page counts as changed when its checksum did, so looking at too many costs
 //! time and nothing else, and a rolled-back transaction changes nothing.
 //!
-//! That is so if everything before was captured. A commit that nobody saw, in a mode that leaves no trace or with a
-//! journal that the kernel served, counted up in page 1; so the page 1 that the journal saved tells of it.
+//! All this is true of a journal that began where the last capture ended. What was written before without a trace
+//! (`journal_mode` MEMORY and OFF, a journal that the kernel served) is captured when a journal is made; where one is
+//! used again, its copy of page 1 tells, in which every commit counts up.
 
 use std::fs::File;
 
@@ -72,6 +73,7 @@ impl Db {
         let saved = journal::saved_page(&journal, Pgno::ONE).unwrap_or_default();
         let before = page_checksum(Pgno::ONE, saved.as_ref().unwrap_or(&page));
         if inner.checksums.get(Pgno::ONE) != Some(before) {
+            // A transaction before this one left no trace: no journal tells what it changed.
             return self.capture_view(inner, false);
         }
         if inner.checksums.get(Pgno::ONE) == Some(page_checksum(Pgno::ONE, &page)) {
@@ -123,8 +125,13 @@ impl Db {
                 pages,
                 cursor: None,
             };
+            let counts_up = range.pages.first().is_some_and(|(p, _)| *p == Pgno::ONE);
             crash_point(steps::CAPTURE_JOURNAL);
             self.commit_range(inner, &range)?;
+            if !counts_up {
+                // `locking_mode=EXCLUSIVE` counts up only once, so the counter would not tell that the file is newer.
+                self.log.sync().map_err(self.log_error())?;
+            }
             crash_point(steps::CAPTURE_JOURNAL_DONE);
         }
         inner.stamp = Some(stamp);

@@ -9,7 +9,7 @@ use super::commit::Range;
 use super::log::WalCursor;
 use super::view::View;
 use super::{Db, DbError, Inner, Stamp};
-use crate::ltx::{PageSize, Pgno};
+use crate::ltx::{PageSize, Pgno, page_checksum};
 use crate::sqlite::header::{DB_HEADER_LEN, DbHeader};
 use crate::sqlite::journal;
 
@@ -88,6 +88,53 @@ impl Db {
         self.commit_seen(&mut inner, &view, seen, None)?;
         inner.stamp = Some(stamp);
         Ok(Scanned::Clean)
+    }
+
+    /// Captures what was written without a trace before a journal or a WAL that is about to be made, which tells only of
+    /// what comes after it. Who makes it holds SQLite's lock: no transaction is under way.
+    ///
+    /// # Errors
+    /// Disk or log; the file must then not be made.
+    pub fn capture_before_journal(&self) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        let main = match File::open(&self.paths.main) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(DbError::io("open", &self.paths.main)(e)),
+        };
+        let stamp = Stamp::of(&main).map_err(DbError::io("stat", &self.paths.main))?;
+        if inner.stamp == Some(stamp) {
+            return Ok(());
+        }
+        self.capture_view(&mut inner, false)
+    }
+
+    /// Captures the WAL, which is about to be removed; if all of it is in the database file, which SQLite sees to, that
+    /// is known to be captured.
+    ///
+    /// # Errors
+    /// Disk or log; the removal must then be refused (INV-DB-2).
+    pub fn capture_last_of_wal(&self) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        self.capture_wal_locked(&mut inner)?;
+        let Some(view) = View::open(&self.paths, true)? else {
+            return Ok(());
+        };
+        let io = || DbError::io("read", &self.paths.main);
+        let stamp = Stamp::of(view.main()).map_err(io())?;
+        let len = u64::from(inner.page_count) * u64::from(view.page_size.get());
+        if inner.trouble.is_some() || inner.page_size != Some(view.page_size) || stamp.size != len {
+            return Ok(());
+        }
+        let mut page = vec![0; view.page_size.len()];
+        for pgno in view.wal_pages().filter(|p| p.get() <= inner.page_count) {
+            view.page_in_file(pgno, &mut page).map_err(io())?;
+            if inner.checksums.get(pgno) != Some(page_checksum(pgno, &page)) {
+                return Ok(());
+            }
+        }
+        inner.stamp = Some(stamp);
+        Ok(())
     }
 
     /// Captures the difference between all pages as readers see them and what was captured.

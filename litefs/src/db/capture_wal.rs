@@ -101,6 +101,11 @@ impl Db {
 
     fn capture_wal_step(&self, inner: &mut Inner, trust_index: bool) -> Result<Step, DbError> {
         if inner.wal.is_none() {
+            if std::fs::metadata(&self.paths.main).map_or(0, |m| m.len()) == 0 {
+                // Left over from a database that was removed: SQLite reads no WAL without a database, and deletes one
+                // beside an empty file.
+                return Ok(Step::Done);
+            }
             match File::open(&self.paths.wal) {
                 Ok(file) => inner.wal = Some(file),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Step::Done),

@@ -84,7 +84,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-pub(crate) use apply::{from_log as record_from_log, thread_id};
+pub(crate) use apply::from_log as record_from_log;
 pub use capture_scan::Scanned;
 pub use error::DbError;
 pub use paths::DbPaths;
@@ -149,6 +149,17 @@ impl NodeContext {
         self.passthrough.load(Ordering::Acquire)
     }
 
+    /// Does something in the mount that the volume lets through from no program's thread.
+    pub(crate) fn in_mount<T>(&self, call: impl FnOnce() -> T) -> T {
+        let tid = thread_id();
+        let is_outermost = self.own_threads.lock().insert(tid);
+        let _end = OwnThread {
+            node: self,
+            tid: is_outermost.then_some(tid),
+        };
+        call()
+    }
+
     /// Tells the kernel that what a name stands for has changed.
     pub fn invalidate_name(&self, path: &std::path::Path) {
         self.invalidate(|inv| inv.name(path));
@@ -157,6 +168,20 @@ impl NodeContext {
     fn invalidate(&self, call: impl FnOnce(&fuse::Invalidator)) {
         if let Some(inv) = &*self.invalidator.lock() {
             call(inv);
+        }
+    }
+}
+
+/// A thread of ours is let through until this is dropped.
+struct OwnThread<'a> {
+    node: &'a NodeContext,
+    tid: Option<u32>,
+}
+
+impl Drop for OwnThread<'_> {
+    fn drop(&mut self) {
+        if let Some(tid) = self.tid {
+            self.node.own_threads.lock().remove(&tid);
         }
     }
 }
@@ -230,13 +255,21 @@ struct Inner {
     /// What the wal-index counted as changes when it stood at a cursor.
     index_change: Option<(WalCursor, u32)>,
     wal: Option<File>,
-    /// The database file as it was when it was last captured outside WAL mode.
+    /// The database file as it was when it, without any WAL, was what is captured.
     stamp: Option<Stamp>,
     replica_wal: Option<ReplicaWal>,
     encoded: Vec<u8>,
     frames: Vec<u8>,
     /// What could not be captured, in words, until it can.
     trouble: Option<String>,
+}
+
+/// Returns the kernel's number of this thread, as FUSE requests carry it.
+fn thread_id() -> u32 {
+    rustix::thread::gettid()
+        .as_raw_nonzero()
+        .get()
+        .cast_unsigned()
 }
 
 /// Tells whether a file was written since.

@@ -9,6 +9,8 @@
 //! | `-shm` | DMS, shared | no program truncates the index |
 //! | `-shm` | WRITE and CKPT, exclusive | no program writes, checkpoints, or rebuilds the index (INV-DB-4) |
 //!
+//! Where the kernel caches the files (passthrough off), it is told of new bytes before the index leads a reader to them.
+//!
 //! This serves a database of any journal mode: where a WAL exists, SQLite reads through it whatever the header says.
 
 use std::collections::BTreeMap;
@@ -17,10 +19,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::paths::with_suffix;
 use super::shm::MappedShm;
-use super::{DbError, DbPaths, steps};
+use super::{DbError, DbPaths, NodeContext, steps};
 use crate::disk::crash_point;
 use crate::ltx::{PageSize, Pgno};
 use crate::sqlite::locks::{LockRange, OfdLocks, db, shm as shm_lock};
@@ -37,6 +40,7 @@ const WRITE_LEN: usize = 1 << 20;
 /// The WAL and wal-index of a replica's database that some program has open.
 #[derive(Debug)]
 pub(super) struct ReplicaWal {
+    node: Arc<NodeContext>,
     /// Opened through the mount, for its locks alone.
     _main: File,
     /// Backing file of the database.
@@ -58,6 +62,7 @@ impl ReplicaWal {
     ///
     /// Runs on a thread that the volume lets through (`NodeContext::own_threads`), never on a session thread.
     pub(super) fn prepare(
+        node: &Arc<NodeContext>,
         paths: &DbPaths,
         page_size: PageSize,
         page_count: u32,
@@ -101,12 +106,13 @@ impl ReplicaWal {
             checkpoint_seq: 0,
             salts: WalSalts(rand::random(), rand::random()),
         };
-        let mut index = WalIndex::new(MappedShm::new(shm));
+        let mut index = WalIndex::new(MappedShm::new(shm, node.clone()));
         crash_point(steps::REPLICA_WAL_BUILD);
         let header = index
             .build([], &WalIndexHeader::of_empty(&wal_header, page_count))
             .map_err(|e| DbError::io("build", &paths.shm)(io::Error::other(e)))?;
         Ok(ReplicaWal {
+            node: node.clone(),
             _main: main,
             main_backing,
             wal,
@@ -165,6 +171,8 @@ impl ReplicaWal {
         }
         self.buffer = buffer;
         self.header_is_written = true;
+        self.tell_kernel(&self.wal, &with_suffix(&paths.relative, "-wal"))
+            .map_err(io())?;
         crash_point(steps::REPLICA_WAL_INDEX);
         let mut frame_no = self.header.mx_frame;
         for pgno in pages.keys() {
@@ -177,6 +185,22 @@ impl ReplicaWal {
         self.publish(frame_no, page_count, checksum)
             .map_err(|e| DbError::io("publish", &paths.shm)(e))?;
         Ok(at - start)
+    }
+
+    /// Lets the kernel forget what it knows of a file that was written.
+    fn tell_kernel(&self, file: &File, relative: &Path) -> io::Result<()> {
+        if self.node.shm_is_shared() {
+            self.node.invalidate(|inv| inv.attributes(relative));
+            return Ok(());
+        }
+        let len = file.metadata()?.len();
+        let mut last = [0];
+        if len > 0 {
+            file.read_exact_at(&mut last, len - 1)?;
+        }
+        self.node
+            .invalidate(|inv| inv.grown(relative, len, last[0]));
+        Ok(())
     }
 
     fn publish(
@@ -271,7 +295,8 @@ impl ReplicaWal {
                 .set_len(len)
                 .map_err(DbError::io("truncate", &paths.main))?;
         }
-        Ok(())
+        self.tell_kernel(&self.main_backing, &paths.relative)
+            .map_err(DbError::io("read", &paths.main))
     }
 
     /// Starts the WAL over if nobody reads from it.

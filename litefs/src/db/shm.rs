@@ -4,23 +4,27 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::NodeContext;
 use crate::sqlite::wal_index::{BLOCK_LEN, Shm};
 
 /// Blocks of 32 KiB, each its own mapping, so that growing moves nothing that somebody reads.
 #[derive(Debug)]
 pub(super) struct MappedShm {
     file: File,
+    node: Arc<NodeContext>,
     blocks: Vec<MmapRaw>,
 }
 
 impl MappedShm {
-    pub(super) fn new(file: File) -> MappedShm {
+    pub(super) fn new(file: File, node: Arc<NodeContext>) -> MappedShm {
         MappedShm {
             file,
+            node,
             blocks: Vec::new(),
         }
     }
@@ -51,10 +55,11 @@ impl Shm for MappedShm {
         if old < len {
             // Written, not only made longer: a hole that finds the disk full later would be a SIGBUS.
             let missing = usize::try_from(len - old).map_err(io::Error::other)?;
-            if let Err(e) = self.file.write_all_at(&vec![0; missing], old) {
-                let _ = self.file.set_len(old);
-                return Err(e);
-            }
+            self.node.in_mount(|| {
+                self.file
+                    .write_all_at(&vec![0; missing], old)
+                    .inspect_err(|_| drop(self.file.set_len(old)))
+            })?;
         }
         while Shm::len(self) < len {
             let map = MmapOptions::new()

@@ -525,8 +525,7 @@ impl PageCopyWriter {
         let in_place = if self.is_difference || inner.replica_wal.is_some() {
             if inner.page_size.is_some_and(|size| size != self.page_size) {
                 // No WAL can change the page size: who has the old file open keeps it until he opens anew.
-                inner.replica_wal = None;
-                db.gate.lock().is_prepared = false;
+                db.abandon_readers(&mut inner)?;
                 false
             } else {
                 self.install_difference(&mut inner, page_count)?;

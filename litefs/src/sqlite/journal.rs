@@ -384,6 +384,9 @@ pub struct ChangedPages {
     /// Free-list leaves nobody journals, disjoint from the others: few did change, and a trunk names them by the
     /// hundred, so compare each with its checksum.
     pub leaves: BTreeSet<Pgno>,
+    /// What the first page was, if it was journaled. Every transaction counts up in it, but those of one connection in
+    /// `locking_mode=EXCLUSIVE` after its first.
+    pub old_first_page: Option<Vec<u8>>,
 }
 
 impl ChangedPages {
@@ -415,6 +418,9 @@ pub fn changed_pages(
         }
         let leaves = freelist_leaf_candidates(&old_page, journal.initial_page_count);
         changed.leaves.extend(leaves);
+        if pgno == Pgno::ONE {
+            changed.old_first_page = Some(old_page.clone());
+        }
         if pgno == Pgno::ONE
             && let Some(header) = DbHeader::parse(&old_page)
         {

@@ -150,7 +150,11 @@ impl LiteVolume {
                 if let Role::Wal(main) | Role::Journal(main) = Role::of(path)
                     && self.has_main(&main)
                 {
-                    self.become_database(&main)?;
+                    let db = self.become_database(&main)?;
+                    if let Some(db) = db {
+                        db.capture_before_journal()
+                            .map_err(|e| refuse(&db, "capture before a journal", &e))?;
+                    }
                 }
             }
             Op::Truncate { path, size } => return self.before_truncate(path, *size),
@@ -292,7 +296,8 @@ impl LiteVolume {
             }
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.capture_for_good()
+                    db.capture_last_of_wal()
+                        .and_then(|()| db.sync_log())
                         .map_err(|e| refuse(&db, "capture before wal removal", &e))?;
                 }
             }
@@ -321,15 +326,14 @@ impl LiteVolume {
     }
 
     /// Makes a database of an ordinary or empty file: SQLite has just made a companion beside it.
-    fn become_database(&self, main: &Path) -> Result<(), Errno> {
+    fn become_database(&self, main: &Path) -> Result<Option<Arc<Db>>, Errno> {
         let Some(name) = main.to_str().and_then(|s| s.parse().ok()) else {
-            return Ok(());
+            return Ok(None);
         };
-        if let Err(error) = self.store.get_or_create(&name) {
+        self.store.get_or_create(&name).map(Some).map_err(|error| {
             tracing::error!(db = %name, error = chain(&error), "cannot keep a log for the database, so its writes are refused");
-            return Err(Errno::from_i32(error.errno()));
-        }
-        Ok(())
+            Errno::from_i32(error.errno())
+        })
     }
 
     fn after_on_primary(&self, op: &Op<'_>) {

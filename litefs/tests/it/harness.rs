@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use litefs::ltx::{Checksum, PageSize, Pgno, page_checksum};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
@@ -311,4 +312,63 @@ pub(crate) fn dump(node: &Node, name: &str) -> String {
     }
     text.push('\n');
     text
+}
+
+/// Computes a database's checksum from its pages, as SQLite reads them.
+pub(crate) fn checksum_of_pages(db: &mut Connection) -> Checksum {
+    // Of leaves of the free list, the cache of the writer holds what it never wrote.
+    db.execute_batch("PRAGMA shrink_memory").unwrap();
+    let size: u32 = db.query_row("PRAGMA page_size", [], |r| r.get(0)).unwrap();
+    let size = PageSize::new(size).unwrap();
+    let bytes = db.serialize("main").unwrap();
+    let pages = bytes.chunks_exact(size.len());
+    assert!(pages.remainder().is_empty());
+    (1..)
+        .filter_map(Pgno::new)
+        .zip(pages)
+        .filter(|(pgno, _)| *pgno != size.lock_pgno())
+        .fold(Checksum::EMPTY, |sum, (pgno, page)| {
+            sum ^ page_checksum(pgno, page)
+        })
+}
+
+/// Requires that a replica comes to hold exactly the pages that the primary's `db` shows, that both nodes say so in
+/// their positions, and that SQLite finds nothing wrong with them. The position is returned.
+pub(crate) fn assert_same_pages(
+    primary: &Node,
+    db: &mut Connection,
+    replica: &Node,
+    name: &str,
+) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let ours = primary.pos(name).unwrap_or_default();
+        let theirs = replica.pos(name).unwrap_or_default();
+        let late = Instant::now() > deadline;
+        let sum = if ours == theirs || late {
+            checksum_of_pages(db).to_string()
+        } else {
+            String::new()
+        };
+        if !sum.is_empty() && ours.trim().ends_with(&sum) && ours == theirs {
+            let mut copy = replica.open(name);
+            assert_eq!(
+                checksum_of_pages(&mut copy).to_string(),
+                sum,
+                "{name}: the replica shows other pages at {theirs}"
+            );
+            for db in [&*db, &copy] {
+                let check: String = db
+                    .query_row("PRAGMA integrity_check", [], |r| r.get(0))
+                    .unwrap();
+                assert_eq!(check, "ok", "{name}");
+            }
+            return ours;
+        }
+        assert!(
+            !late,
+            "{name}: pages have {sum}, the primary is at {ours}, the replica at {theirs}"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
