@@ -110,7 +110,13 @@ impl Mounted {
                 // Its users keep the session alive; the process ends it.
                 return Ok(());
             }
-            Err(e) if e.raw_os_error() == Some(libc::EPERM) => return session.umount_and_join(),
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                if let Err(error) = fusermount("-u", &self.mount_point) {
+                    tracing::warn!(mount = %self.mount_point.display(), %error, "mount is in use, detaching it");
+                    // Its users keep the session alive; the process ends it.
+                    return fusermount("-uz", &self.mount_point);
+                }
+            }
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {} // someone else unmounted it
             Err(e) => return Err(e),
         }
@@ -159,18 +165,7 @@ pub fn clean_stale_mount(path: &Path) -> io::Result<bool> {
                 ) =>
             {
                 match umount(path, libc::MNT_DETACH) {
-                    Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-                        let status = std::process::Command::new("fusermount3")
-                            .arg("-uz")
-                            .arg(path)
-                            .status()?;
-                        if !status.success() {
-                            return Err(io::Error::other(format!(
-                                "fusermount3 -uz {} failed",
-                                path.display()
-                            )));
-                        }
-                    }
+                    Err(e) if e.raw_os_error() == Some(libc::EPERM) => fusermount("-uz", path)?,
                     other => other?,
                 }
                 found = true;
@@ -197,6 +192,20 @@ fn umount(path: &Path, flags: i32) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Unmounts as a user who may not do so directly.
+fn fusermount(how: &str, path: &Path) -> io::Result<()> {
+    let out = std::process::Command::new("fusermount3")
+        .arg(how)
+        .arg(path)
+        .output()
+        .map_err(|e| io::Error::new(e.kind(), format!("run fusermount3: {e}")))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&out.stderr);
+    Err(io::Error::other(said.trim().to_owned()))
 }
 
 /// Undoes the octal escapes of the mount table.
