@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::harness::{Node, cannot_mount};
+use crate::harness::{Node, assert_same, cannot_mount, wait_for};
 
 /// What was done to a directory, and what came of it.
 struct Transcript(String);
@@ -787,4 +787,552 @@ fn ordinary_files_behave_as_in_a_plain_directory() {
 #[test]
 fn ordinary_files_behave_the_same_without_passthrough() {
     compare(", passthrough: \"off\"");
+}
+
+/// User and group of a program that is not the daemon's.
+const NOBODY: u32 = 65534;
+
+fn open_to_all(dir: &Path) {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Runs a script as another user; returns what it prints.
+fn as_nobody(dir: &Path, text: &str) -> String {
+    use std::os::unix::process::CommandExt;
+    let out = Command::new("bash")
+        .args(["-c", text, "bash"])
+        .current_dir("/")
+        .env("LC_ALL", "C")
+        .env("DIR", dir)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = [out.stdout, out.stderr].concat();
+    String::from_utf8_lossy(&text).replace(&dir.display().to_string(), "DIR")
+}
+
+const MODES: &str = r#"
+    umask 022; mkdir own sticky group secret setgid; chown 65534:65534 own; chmod 1777 sticky; chown 0:65534 group; chmod 770 group
+    chmod 700 secret; echo s >secret/f; chmod 644 secret/f; chown 0:65534 setgid; chmod 2777 setgid
+    for m in 600 640 644 666 755; do echo $m >f$m; chmod $m f$m; echo $m >g$m; chmod $m g$m; chown 0:65534 g$m; done
+    echo root >sticky/roots; chmod 666 sticky/roots"#;
+
+const TRIES: &str = r#"
+    cd "$DIR"; umask 002; id -u; for f in f* g*; do cat $f; (echo more >>$f) && echo wrote $f; test -x $f && echo x $f; done 2>&1
+    cat secret/f; ls secret; echo hi >own/new; mkdir own/sub; ln -s x own/link; mkfifo own/p; stat -c '%n %u:%g %a' own own/*
+    echo mine >sticky/mine; echo more >>sticky/roots && echo wrote; rm -f sticky/roots; mv sticky/roots sticky/x; rm sticky/mine && echo removed
+    echo g >group/g; stat -c '%n %u:%g %a' group/g; echo x >setgid/f; mkdir setgid/d; stat -c '%n %u:%g %a' setgid/f setgid/d
+    chmod 777 f644; chown 65534 f644; touch -d 2001-01-01 f644; touch f666 && echo touched; chmod 600 own/new && stat -c %a own/new
+    echo no >here; mkdir nodir; rm -f f666; mv f666 f667; ln f666 own/hard; truncate -s 0 f644; : >own/new; ls own"#;
+
+#[test]
+fn other_users_get_what_the_modes_say() {
+    if cannot_mount() {
+        return;
+    }
+    for fuse_keys in [
+        ", allow-other: true",
+        ", allow-other: true, passthrough: \"off\"",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        open_to_all(dir.path());
+        let primary = Node::primary(dir.path(), fuse_keys);
+        let replica = Node::replica(dir.path(), "replica", &primary, "");
+        let plain = dir.path().join("plain");
+        fs::create_dir(&plain).unwrap();
+        let run = |place: &Path| {
+            let mut t = Transcript(String::new());
+            script(&mut t, place, "modes", MODES);
+            t.0 + &as_nobody(place, TRIES)
+        };
+        let (want, got) = (run(&plain), run(&primary.path("")));
+        assert!(
+            want.contains("Permission denied") && want.contains("own/new 65534:65534 664"),
+            "{want}"
+        );
+        for (want, got) in want.lines().zip(got.lines()) {
+            assert_eq!(want, got, "{fuse_keys}");
+        }
+        assert_eq!(want, got);
+        if Command::new("sqlite3").arg("-version").output().is_err() {
+            eprintln!("skipped: sqlite3 is not here");
+            continue;
+        }
+        let said = as_nobody(
+            &primary.path("own"),
+            r#"cd "$DIR"; for m in wal delete; do sqlite3 -cmd ".timeout 9000" $m.db "pragma journal_mode=$m" 'create table t(id integer primary key, v)' \
+               'insert into t(v) values(1),(2)' 'select count(*) from t'; for i in 1 2 3; do sqlite3 -cmd ".timeout 9000" $m.db 'insert into t(v) select v from t'; done
+               stat -c '%n %u:%g %a' $m.db; done; sqlite3 ../roots.db 'insert into t values(2)'"#,
+        );
+        assert_eq!(
+            said,
+            "wal\n2\nwal.db 65534:65534 644\ndelete\n2\ndelete.db 65534:65534 644\n\
+             Error: unable to open database \"../roots.db\": unable to open database file\n"
+        );
+        for mode in ["wal", "delete"] {
+            assert_same(&primary, &replica, &format!("own/{mode}.db"));
+        }
+        // What root makes, others read as its mode says, and cannot write.
+        let db = primary.open("roots.db");
+        db.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)")
+            .unwrap();
+        let said = as_nobody(
+            &primary.path(""),
+            r#"cd "$DIR"; sqlite3 roots.db 'select * from t'; sqlite3 roots.db 'insert into t values(2)'; cat roots.db-pos | wc -c"#,
+        );
+        assert!(
+            said.starts_with("1\n34\n") && said.contains("readonly"),
+            "{said}"
+        );
+        assert_same(&primary, &replica, "roots.db");
+    }
+}
+
+#[test]
+fn without_allow_other_the_mount_is_its_users_alone() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    open_to_all(dir.path());
+    let node = Node::primary(dir.path(), "");
+    fs::write(node.path("f"), "x").unwrap();
+    let said = as_nobody(
+        &node.path(""),
+        r#"ls "$DIR"; cat "$DIR/f"; echo x >"$DIR/g"; test -e "$DIR/f" || echo none"#,
+    );
+    assert_eq!(said.matches("Permission denied").count(), 3, "{said}");
+    assert!(said.ends_with("none\n"), "{said}");
+    // The daemon's user asks `access`, runs programs, and is refused to run what is none.
+    let text = r#"printf '#!/bin/sh\necho script\n' >s; cp "$(command -v true)" b; echo data >d; chmod 755 s b; chmod 644 d; mkdir dir
+        for f in s b d dir none; do for t in e f d r w x s; do test -$t $f && echo "$f -$t"; done; done
+        ./s; ./b && echo ran; ./d; echo $?; chmod 444 d; test -w d; echo $?; chmod 000 s; ./s; echo $?; chmod 111 s b; ./b && echo ran; cd dir && pwd | wc -l"#;
+    let (mut want, mut got) = (Transcript(String::new()), Transcript(String::new()));
+    fs::create_dir(dir.path().join("plain")).unwrap();
+    script(&mut want, &dir.path().join("plain"), "access", text);
+    script(&mut got, &node.path(""), "access", text);
+    assert_eq!(want.0.trim(), got.0.trim());
+}
+
+#[test]
+fn a_pipe_in_the_mount_stops_nothing() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(dir.path(), "");
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    let mut t = Transcript(String::new());
+    script(
+        &mut t,
+        &primary.path(""),
+        "pipes",
+        "mkfifo pipe pipe.db pipe.db-wal; mkdir d; mkfifo d/pipe; mv d e; mv e/pipe e/p2; ls",
+    );
+    let write = |primary: &Node| {
+        let db = primary.open("a.db");
+        db.query_row("PRAGMA journal_mode=wal", [], |_| Ok(()))
+            .unwrap();
+        db.execute_batch("CREATE TABLE IF NOT EXISTS t(x); INSERT INTO t VALUES(1)")
+            .unwrap();
+    };
+    write(&primary);
+    assert_same(&primary, &replica, "a.db");
+    for end in [libc::SIGTERM, libc::SIGKILL] {
+        primary.signal(end);
+        primary.launch();
+        write(&primary);
+        assert_same(&primary, &replica, "a.db");
+    }
+}
+
+fn litefs(dir: &Path, args: &str) -> (Option<i32>, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_litefs"))
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .env("NO_COLOR", "1")
+        .env("HOME", dir)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = [out.stdout, out.stderr].concat();
+    (
+        out.status.code(),
+        String::from_utf8_lossy(&said).into_owned(),
+    )
+}
+
+#[test]
+fn what_keeps_a_node_from_starting_is_told() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let node = Node::primary(at, "");
+    fs::write(at.join("file"), "").unwrap();
+    let config = |data: &str, mnt: &str, port: u16, more: &str| {
+        let at = at.display();
+        let text = format!(
+            "data: {{dir: {at}/{data}}}\nfuse: {{dir: {at}/{mnt}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\nlease: {{type: static}}\n{more}"
+        );
+        fs::write(dir.path().join("c.yml"), text).unwrap();
+    };
+    let refused = |code, wanted: &[&str]| {
+        let (end, said) = litefs(at, "mount -config c.yml");
+        assert_eq!(end, Some(code), "{said}");
+        for want in wanted {
+            assert!(said.contains(want), "{want}: {said}");
+        }
+        assert!(
+            !said.contains("panicked") && !said.contains("{ host"),
+            "{said}"
+        );
+    };
+    config("d", "m", 0, "dta: {dir: x}\n");
+    refused(2, &["c.yml", "line 5", "`dta`", "did you mean `data`"]);
+    config("d", "m", 0, "log: {formt: text}\n");
+    refused(2, &["line 5", "did you mean `log.format`"]);
+    config("d", "m", 0, "log: {format: [\n");
+    refused(2, &["c.yml", "line"]);
+    config("d", "d/m", 0, "");
+    refused(2, &["fuse.dir", "data.dir"]);
+    config("d", "file", 0, "");
+    refused(1, &["fuse.dir", "/file is not a directory"]);
+    config("file", "m", 0, "");
+    refused(1, &["data.dir", "/file"]);
+    config("d", "m", node.port, "");
+    refused(
+        1,
+        &["http.addr 127.0.0.1:", "in use", "set another http.addr"],
+    );
+    config("d", "primary/mnt", 0, "");
+    refused(
+        1,
+        &["primary/mnt is already a live mount", "stop the process"],
+    );
+    config("primary/data", "m", 0, "");
+    refused(
+        1,
+        &[
+            "primary/data is in use by another litefs",
+            "another data.dir",
+        ],
+    );
+    config("d", "m", 0, "exec: /no/such/program\n");
+    refused(1, &["start program `/no/such/program`", "No such file"]);
+    let (end, said) = litefs(at, "mount -config none.yml");
+    assert!(
+        end == Some(2) && said.contains("none.yml: No such file"),
+        "{said}"
+    );
+    let (end, said) = litefs(at, "mount");
+    if !Path::new("/etc/litefs.yml").exists() {
+        assert!(end == Some(2) && said.contains("-config PATH"), "{said}");
+    }
+    for flag in ["version", "-version", "--version"] {
+        let (end, said) = litefs(at, flag);
+        assert!(end == Some(0) && said.starts_with("litefs 0"), "{said}");
+    }
+    // None of them did anything to the one that runs, or left a mount.
+    fs::write(node.path("still"), "here").unwrap();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let here = at.display().to_string();
+    assert_eq!(
+        mounts.lines().filter(|l| l.contains(&here)).count(),
+        1,
+        "{mounts}"
+    );
+}
+
+#[test]
+fn databases_go_in_and_out_by_the_command_line() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let primary = Node::primary(at, "");
+    let replica = Node::replica(at, "replica", &primary, "");
+    let on = |node: &Node, command: &str, rest: &str| {
+        litefs(
+            at,
+            &format!("{command} -url http://127.0.0.1:{} -name {rest}", node.port),
+        )
+    };
+    let works = |(end, said): (Option<i32>, String)| assert_eq!(end, Some(0), "{said}");
+    let fails = |(end, said): (Option<i32>, String), wanted: &[&str]| {
+        assert_eq!(end, Some(1), "{said}");
+        for want in wanted {
+            assert!(said.contains(want), "{want}: {said}");
+        }
+        assert!(!said.contains("{\""), "{said}");
+    };
+    let count = |path: &Path| -> i64 {
+        let db = rusqlite::Connection::open(path).unwrap();
+        db.query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+            .unwrap()
+    };
+    // A file whose last transaction is in its WAL only, while a program has it open.
+    let live = rusqlite::Connection::open(at.join("live.db")).unwrap();
+    live.query_row("PRAGMA journal_mode=wal", [], |_| Ok(()))
+        .unwrap();
+    live.execute_batch("CREATE TABLE t(x); PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint=0; INSERT INTO t VALUES(1)").unwrap();
+    works(on(&primary, "import", "new/a.db live.db"));
+    assert_eq!(
+        count(&primary.path("new/a.db")),
+        1,
+        "what was in the WAL came along"
+    );
+    assert_same(&primary, &replica, "new/a.db");
+    live.execute_batch("INSERT INTO t VALUES(2)").unwrap();
+    // Over an existing one, beside a reader with an open transaction and a writer at work.
+    let reader = primary.open("new/a.db");
+    reader.execute_batch("BEGIN; SELECT * FROM t").unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let writer = primary.open("new/a.db");
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                writer.execute_batch("INSERT INTO t VALUES(9)").unwrap();
+            }
+        });
+        works(on(&primary, "import", "new/a.db live.db"));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let seen: i64 = reader
+        .query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+        .unwrap();
+    assert_eq!(seen, 1, "the reader keeps its snapshot");
+    reader.execute_batch("COMMIT").unwrap();
+    assert_same(&primary, &replica, "new/a.db");
+    // Another page size cannot come in beside open connections of a WAL; nothing happens then.
+    let small = rusqlite::Connection::open(at.join("small.db")).unwrap();
+    small
+        .execute_batch("PRAGMA page_size=512; CREATE TABLE t(x); INSERT INTO t VALUES(1),(2),(3)")
+        .unwrap();
+    let before = primary.pos("new/a.db");
+    fails(
+        on(&primary, "import", "new/a.db small.db"),
+        &["import new/a.db", "page size"],
+    );
+    assert_eq!(primary.pos("new/a.db"), before);
+    drop(reader);
+    works(on(&primary, "import", "new/a.db small.db"));
+    assert_eq!(count(&primary.path("new/a.db")), 3);
+    assert_same(&primary, &replica, "new/a.db");
+    let mode: String = primary
+        .open("new/a.db")
+        .query_row("PRAGMA journal_mode", [], |r| r.get(0))
+        .unwrap();
+    assert_eq!(mode, "wal", "the destination's mode stays");
+
+    fs::write(at.join("text"), "no database").unwrap();
+    fs::write(
+        at.join("broken"),
+        [&fs::read(at.join("small.db")).unwrap()[..512], &[7; 512]].concat(),
+    )
+    .unwrap();
+    fails(
+        on(&primary, "import", "new/a.db text"),
+        &["400", "shorter than a header"],
+    );
+    fails(
+        on(&primary, "import", "new/a.db broken"),
+        &["400", "integrity_check"],
+    );
+    fails(
+        on(&primary, "import", "new/a.db none"),
+        &["read none", "No such file"],
+    );
+    fails(
+        on(&primary, "import", "new/a.db ."),
+        &["read .", "not an ordinary file"],
+    );
+    fails(
+        on(&primary, "import", "new small.db"),
+        &["400", "it is a directory"],
+    );
+    for name in [
+        "new/a.db-wal",
+        "x-journal",
+        "x-shm",
+        "new/a.db-pos",
+        ".lag",
+        ".primary",
+        "../x",
+        "/x",
+        "a//b",
+    ] {
+        fails(
+            on(&primary, "import", &format!("{name} small.db")),
+            &["400", "cannot name a database"],
+        );
+    }
+    fails(
+        on(&replica, "import", "new/a.db small.db"),
+        &["503", "not the primary", "ask the primary, primary"],
+    );
+    assert_eq!(count(&primary.path("new/a.db")), 3);
+
+    for node in [&primary, &replica] {
+        fs::write(at.join("out.db-wal"), "of an old database").unwrap();
+        works(on(node, "export", "new/a.db out.db"));
+        assert_eq!(count(&at.join("out.db")), 3);
+        fails(
+            on(node, "export", "none.db out2.db"),
+            &["404", "none.db does not exist"],
+        );
+        fails(on(node, "export", "new/a.db ."), &[". is a directory"]);
+        fails(
+            on(node, "export", "new/a.db none/out.db"),
+            &["write none/out.db", "No such file"],
+        );
+    }
+    let (end, said) = litefs(at, "export -url http://127.0.0.1:1 -name x y");
+    assert!(
+        end == Some(1) && said.contains("connect to http://127.0.0.1:1"),
+        "{said}"
+    );
+    let left: Vec<_> = names(at)
+        .into_iter()
+        .filter(|n| n.ends_with(b".tmp") || n == b"y")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn programs_start_when_the_node_is_ready_and_end_it_with_their_code() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let app = dir.path().join("app");
+    fs::write(
+        &app,
+        format!("#!/bin/bash\nls -A {m} >{o}.ls; trap 'echo told >>{o}; exit 7' TERM; trap 'echo hup >>{o}' HUP; echo up >>{o}\nwhile :; do sleep 0.05; done\n",
+            m = dir.path().join("primary/mnt").display(), o = out.display()),
+    )
+    .unwrap();
+    fs::set_permissions(&app, fs::Permissions::from_mode(0o755)).unwrap();
+    let exec = |last: &str| crate::harness::Options {
+        keys: format!(
+            "exec:\n  - {{cmd: \"sh -c 'echo first >>{o}'\"}}\n  - {{cmd: \"sh -c 'echo candidate >>{o}'\", if-candidate: true}}\n  - {{cmd: \"{last}\"}}\n",
+            o = out.display()
+        ),
+        ..Default::default()
+    };
+    let read = || fs::read_to_string(&out).unwrap_or_default();
+    let mut primary = Node::primary_with(dir.path(), exec(&app.display().to_string()));
+    wait_for("the program", || read().ends_with("up\n"));
+    assert_eq!(read(), "first\ncandidate\nup\n");
+    assert_eq!(
+        fs::read_to_string(dir.path().join("out.ls")).unwrap(),
+        ".lag\n",
+        "it saw the mount"
+    );
+    let pid = i32::try_from(primary.child.as_ref().unwrap().id()).unwrap();
+    // SAFETY: the child is ours and not yet waited for.
+    unsafe { libc::kill(pid, libc::SIGHUP) };
+    wait_for("the signal", || read().ends_with("hup\n"));
+
+    // `run` waits for the node, and is then the program.
+    let run = |rest: &str| {
+        litefs(
+            dir.path(),
+            &format!("run -url http://127.0.0.1:{} {rest}", primary.port),
+        )
+    };
+    fs::write(dir.path().join("three"), "exit 3").unwrap();
+    assert_eq!(run("-promote -if-candidate -- sh three").0, Some(3));
+    assert_eq!(run("-- false").0, Some(1));
+    let (end, said) = run("-- /no/such");
+    assert!(
+        end == Some(1) && said.contains("start program `/no/such`"),
+        "{said}"
+    );
+    let (end, said) = run("-with-halt-lock-on x -- true");
+    assert!(
+        end == Some(1) && said.contains("run the program on the primary"),
+        "{said}"
+    );
+
+    // On a replica the entry for candidates is left out, and the code of a short program is the node's.
+    fs::write(&out, "").unwrap();
+    let mut replica = Node::replica_with(dir.path(), "replica", &primary, exec("sh -c 'exit 5'"));
+    let code = replica.child.take().unwrap().wait().unwrap().code();
+    assert_eq!((code, read().as_str()), (Some(5), "first\n"));
+    assert!(!fuse::is_mounted(&replica.path("")).unwrap());
+
+    terminate(pid);
+    let code = primary.child.take().unwrap().wait().unwrap().code();
+    assert_eq!(code, Some(7), "the program's code");
+    assert!(read().ends_with("told\n"));
+    assert!(!fuse::is_mounted(&primary.path("")).unwrap());
+}
+
+fn terminate(pid: i32) {
+    // SAFETY: by value; the caller's child, not yet waited for.
+    unsafe { libc::kill(pid, libc::SIGTERM) };
+}
+
+#[test]
+fn a_node_ends_while_files_are_open_and_keeps_what_was_written() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(dir.path(), "");
+    let db = primary.open("a.db");
+    db.query_row("PRAGMA journal_mode=wal", [], |_| Ok(()))
+        .unwrap();
+    db.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)")
+        .unwrap();
+    let (file, mut inside) = (
+        rw(&primary.path("f")),
+        Command::new("sleep")
+            .arg("60")
+            .current_dir(primary.path(""))
+            .spawn()
+            .unwrap(),
+    );
+    file.write_all_at(b"kept", 0).unwrap();
+    let pid = i32::try_from(primary.child.as_ref().unwrap().id()).unwrap();
+    terminate(pid);
+    let code = primary.child.take().unwrap().wait().unwrap().code();
+    let is_mounted = fuse::is_mounted(&primary.path("")).unwrap();
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    assert_eq!((code, is_mounted), (Some(0), false), "{}", primary.log());
+    assert!(
+        primary.log().contains("in use, detaching"),
+        "{}",
+        primary.log()
+    );
+    // What is left open answers with an error, and does not hang.
+    assert!(file.metadata().and_then(|_| file.sync_all()).is_err());
+    drop((file, db));
+    primary.launch();
+    assert_eq!(fs::read(primary.path("f")).unwrap(), b"kept");
+    let count: i64 = primary
+        .open("a.db")
+        .query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+        .unwrap();
+    assert_eq!(count, 1);
+    // The dead mount of a killed one is cleared away.
+    primary.kill();
+    assert_eq!(
+        File::open(primary.path("f")).unwrap_err().raw_os_error(),
+        Some(libc::ENOTCONN)
+    );
+    primary.launch();
+    assert!(
+        primary
+            .log()
+            .contains("removed the mount of a daemon that was killed")
+    );
+    assert_eq!(fs::read(primary.path("f")).unwrap(), b"kept");
 }
