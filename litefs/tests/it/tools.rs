@@ -904,7 +904,7 @@ fn without_allow_other_the_mount_is_its_users_alone() {
         r#"ls "$DIR"; cat "$DIR/f"; echo x >"$DIR/g"; test -e "$DIR/f" || echo none"#,
     );
     assert_eq!(said.matches("Permission denied").count(), 3, "{said}");
-    assert!(said.ends_with("none\n"), "{said}");
+    assert!(said.starts_with("none\n"), "{said}");
     // The daemon's user asks `access`, runs programs, and is refused to run what is none.
     let text = r#"printf '#!/bin/sh\necho script\n' >s; cp "$(command -v true)" b; echo data >d; chmod 755 s b; chmod 644 d; mkdir dir
         for f in s b d dir none; do for t in e f d r w x s; do test -$t $f && echo "$f -$t"; done; done
@@ -1116,7 +1116,7 @@ fn databases_go_in_and_out_by_the_command_line() {
     let before = primary.pos("new/a.db");
     fails(
         on(&primary, "import", "new/a.db small.db"),
-        &["import new/a.db", "page size"],
+        &["import new/a.db", "database is locked"],
     );
     assert_eq!(primary.pos("new/a.db"), before);
     drop(reader);
