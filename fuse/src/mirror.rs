@@ -21,7 +21,7 @@ use fuser::{
 use parking_lot::RwLock;
 
 use crate::attr;
-use crate::inode::{Inodes, Node, OpenState};
+use crate::inode::{Inodes, Moved, Node, OpenState};
 use crate::notify::Invalidator;
 use crate::volume::{Caller, Flow, Op, OpenRequest, Serve, Volume};
 
@@ -140,7 +140,7 @@ impl<V: Volume> Shared<V> {
     fn stat_node(&self, node: &Node) -> Res<libc::stat> {
         match node.open_file() {
             Some(file) => fstat(file.as_raw_fd()),
-            None => self.stat_path(&node.path()),
+            None => self.stat_path(&live(node)?),
         }
     }
 
@@ -173,7 +173,10 @@ impl<V: Volume> Shared<V> {
         }
         match self.stat_path(&path) {
             Ok(st) => Ok((
-                attr::from_stat(self.inodes.intern(attr::key(&st), &path).ino, &st),
+                attr::from_stat(
+                    self.inodes.intern(attr::key(&st), &path, st.st_nlink).ino,
+                    &st,
+                ),
                 KEEP,
             )),
             Err(e) if e.code() == libc::ENOENT => {
@@ -192,7 +195,7 @@ impl<V: Volume> Shared<V> {
     fn made(&self, path: &Path) -> Res<FileAttr> {
         let st = self.stat_path(path)?;
         Ok(attr::from_stat(
-            self.inodes.intern(attr::key(&st), path).ino,
+            self.inodes.intern(attr::key(&st), path, st.st_nlink).ino,
             &st,
         ))
     }
@@ -208,21 +211,27 @@ impl<V: Volume> Shared<V> {
     /// Gives a new file or directory to whoever asked for it, as a file system would.
     fn give(&self, path: &Path, mode: u32, caller: Caller, is_link: bool) -> Res<()> {
         let c = cstr(path)?;
+        let root = self.root.as_raw_fd();
+        // What a directory with the setgid bit hands down is there already.
+        let parent = self.stat_path(path.parent().unwrap_or(Path::new("")))?;
+        let inherits = parent.st_mode & libc::S_ISGID != 0;
         if self.is_root && (caller.uid, caller.gid) != (0, 0) {
+            let gid = if inherits { u32::MAX } else { caller.gid };
             // SAFETY: `c` is NUL-terminated and lives through the call.
             check(unsafe {
-                libc::fchownat(
-                    self.root.as_raw_fd(),
-                    c.as_ptr(),
-                    caller.uid,
-                    caller.gid,
-                    libc::AT_SYMLINK_NOFOLLOW,
-                )
+                libc::fchownat(root, c.as_ptr(), caller.uid, gid, libc::AT_SYMLINK_NOFOLLOW)
             })?;
         }
         if !is_link && mode & self.umask != 0 {
+            let made = self.stat_path(path)?;
+            let inherited = if is_dir(&made) {
+                made.st_mode & libc::S_ISGID
+            } else {
+                0
+            };
+            let mode = (mode & 0o7777) | inherited;
             // SAFETY: as above.
-            check(unsafe { libc::fchmodat(self.root.as_raw_fd(), c.as_ptr(), mode & 0o7777, 0) })?;
+            check(unsafe { libc::fchmodat(root, c.as_ptr(), mode, 0) })?;
         }
         Ok(())
     }
@@ -246,18 +255,40 @@ impl<V: Volume> Shared<V> {
         if state.file.is_some() && (state.file_writable || !want_write) {
             return Ok(());
         }
-        let path = node.path();
+        let path = live(node)?;
         let (file, file_writable) = match self.open_backing_file(&path, libc::O_RDWR, 0) {
             Ok(file) => (file, true),
             Err(e) if want_write => return Err(e),
             Err(_) => (self.open_backing_file(&path, libc::O_RDONLY, 0)?, false),
         };
+        Self::put_file(state, file, file_writable);
+        Ok(())
+    }
+
+    fn put_file(state: &mut OpenState, file: File, is_writable: bool) {
         // A reader of pages asks for thousands in a row, and each would look at the clock.
         // SAFETY: changes a flag of our own descriptor; refused to who does not own the file, and then nothing is lost.
         let _ = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, libc::O_NOATIME) };
         state.file = Some(Arc::new(file));
-        state.file_writable = file_writable;
-        Ok(())
+        state.file_writable = is_writable;
+    }
+
+    /// Checks an open where the kernel does not: what is open already may have been opened before the mode changed.
+    fn check_access(&self, node: &Node, request: &OpenRequest<'_>, flags: i32) -> Res<()> {
+        if self.is_root || node.open_file().is_none() {
+            return Ok(());
+        }
+        let path = cstr(request.path)?;
+        let mode = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => libc::R_OK,
+            libc::O_WRONLY => libc::W_OK,
+            _ => libc::R_OK | libc::W_OK,
+        };
+        // SAFETY: the string is NUL-terminated and lives through the call.
+        let may = unsafe {
+            libc::faccessat(self.root.as_raw_fd(), path.as_ptr(), mode, libc::AT_EACCESS)
+        };
+        check(may).map(|_| ())
     }
 
     /// Adds a handle to an inode: decides how it is served, within INV-FUSE-1.
@@ -359,11 +390,20 @@ impl<V: Volume> Shared<V> {
             let c = cstr(path)?;
             // SAFETY: `c` is NUL-terminated and lives through the call.
             check(unsafe { libc::unlinkat(self.root.as_raw_fd(), c.as_ptr(), flags) })?;
-            if st.st_nlink <= 1 || flags != 0 {
-                self.inodes.orphan(attr::key(&st));
-            }
+            self.name_is_gone(&st, path);
             Ok(())
         })
+    }
+
+    /// Learns that a name no longer leads to a file that was as `st` says.
+    fn name_is_gone(&self, st: &libc::stat, path: &Path) {
+        let key = attr::key(st);
+        if st.st_nlink <= 1 || is_dir(st) {
+            return self.inodes.orphan(key);
+        }
+        self.inodes.lost_name(key, path, |other| {
+            self.stat_path(other).is_ok_and(|st| attr::key(&st) == key)
+        });
     }
 
     fn rename(&self, from: &Path, to: &Path, flags: u32, caller: Caller) -> Res<()> {
@@ -377,17 +417,18 @@ impl<V: Volume> Shared<V> {
             let root = self.root.as_raw_fd();
             // SAFETY: both strings are NUL-terminated and live through the call.
             check(unsafe { libc::renameat2(root, a.as_ptr(), root, b.as_ptr(), flags) })?;
-            if exchange {
-                self.inodes.exchanged(from, to);
-                return Ok(());
+            match replaced {
+                Some(other) if exchange => {
+                    let (a, b) = (moved_file(&moved), moved_file(&other));
+                    self.inodes.exchanged((&a, from), (&b, to));
+                    return Ok(());
+                }
+                Some(other) if attr::key(&other) != attr::key(&moved) => {
+                    self.name_is_gone(&other, to);
+                }
+                _ => {}
             }
-            if let Some(st) = replaced
-                && attr::key(&st) != attr::key(&moved)
-                && (st.st_nlink <= 1 || st.st_mode & libc::S_IFMT == libc::S_IFDIR)
-            {
-                self.inodes.orphan(attr::key(&st));
-            }
-            self.inodes.renamed(from, to);
+            self.inodes.renamed(&moved_file(&moved), from, to);
             Ok(())
         })
     }
@@ -527,6 +568,22 @@ struct Change {
     mtime: Option<TimeOrNow>,
 }
 
+fn is_dir(st: &libc::stat) -> bool {
+    st.st_mode & libc::S_IFMT == libc::S_IFDIR
+}
+
+fn moved_file(st: &libc::stat) -> Moved {
+    Moved {
+        key: attr::key(st),
+        is_dir: is_dir(st),
+    }
+}
+
+/// Returns a name by which a file can be reached.
+fn live(node: &Node) -> Res<PathBuf> {
+    node.live_path().ok_or(Errno::ENOENT)
+}
+
 fn handle(mark: u8) -> FileHandle {
     FileHandle(u64::from(mark))
 }
@@ -544,9 +601,10 @@ fn timespec(t: Option<TimeOrNow>) -> libc::timespec {
                 i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
                 i64::from(d.subsec_nanos()),
             ),
+            // What fuser makes of a time before 1970: both parts away from the epoch.
             Err(e) => (
                 -i64::try_from(e.duration().as_secs()).unwrap_or(i64::MAX),
-                0,
+                i64::from(e.duration().subsec_nanos()),
             ),
         },
     };
@@ -696,7 +754,7 @@ impl<V: Volume> Filesystem for MirrorFs<V> {
         let made = s.node(parent).and_then(|p| {
             let path = p.child(name);
             s.refuse_virtual(&path)?;
-            s.with_before(&Op::Create { path: &path }, caller(req), || {
+            let make = || {
                 let c = cstr(&path)?;
                 // SAFETY: `c` is NUL-terminated and lives through the call.
                 check(unsafe {
@@ -704,7 +762,12 @@ impl<V: Volume> Filesystem for MirrorFs<V> {
                 })?;
                 s.give(&path, mode, caller(req), false)?;
                 s.made(&path)
-            })
+            };
+            if mode & libc::S_IFMT != libc::S_IFREG {
+                // A pipe, a socket or a device: nothing that the volume could read, and a pipe it would wait for.
+                return make();
+            }
+            s.with_before(&Op::Create { path: &path }, caller(req), make)
         });
         entry(reply, made);
     }
@@ -841,6 +904,9 @@ impl<V: Volume> Filesystem for MirrorFs<V> {
             create: false,
             caller: caller(req),
         };
+        if let Err(e) = self.shared.check_access(&node, &request, flags.0) {
+            return reply.error(e);
+        }
         if !self.shared.volume.open_may_block(&request) {
             return self.shared.open_now(&node, &request, reply);
         }
@@ -1173,12 +1239,16 @@ impl<V: Volume> Filesystem for MirrorFs<V> {
             let made = (|| {
                 let existed = s.stat_path(&path).is_ok();
                 let how = libc::O_CREAT | libc::O_RDWR | (flags & libc::O_EXCL);
-                drop(s.open_backing_file(&path, how, mode & 0o7777)?);
+                let file = s.open_backing_file(&path, how, mode & 0o7777)?;
                 if !existed {
                     s.give(&path, mode, who, false)?;
                 }
                 let st = s.stat_path(&path)?;
-                let node = s.inodes.intern(attr::key(&st), &path);
+                let node = s.inodes.intern(attr::key(&st), &path, st.st_nlink);
+                if !existed {
+                    // The mode is for later opens; this one may write whatever it says.
+                    Shared::<V>::put_file(&mut node.open.lock(), file, true);
+                }
                 let opened = s
                     .add_handle(&node, answer.serve, request.writable, |f| {
                         reply.open_backing(f)
@@ -1285,7 +1355,7 @@ impl<V: Volume> Shared<V> {
             return Err(Errno::EOPNOTSUPP);
         }
         let base = PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()));
-        let path = node.path();
+        let path = live(node)?;
         // "/." makes the link itself resolve when the node is the root.
         cstr(&base.join(if path.as_os_str().is_empty() {
             Path::new(".")

@@ -112,7 +112,11 @@ impl Mounted {
                 return Ok(false);
             }
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-                return session.umount_and_join().map(|()| true);
+                if let Err(error) = fusermount("-u", &self.mount_point) {
+                    tracing::warn!(mount = %self.mount_point.display(), %error, "mount is in use, detaching it");
+                    // Its users keep the session alive; the process ends it.
+                    return fusermount("-uz", &self.mount_point).map(|()| false);
+                }
             }
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {} // someone else unmounted it
             Err(e) => return Err(e),
@@ -162,18 +166,7 @@ pub fn clean_stale_mount(path: &Path) -> io::Result<bool> {
                 ) =>
             {
                 match umount(path, libc::MNT_DETACH) {
-                    Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-                        let status = std::process::Command::new("fusermount3")
-                            .arg("-uz")
-                            .arg(path)
-                            .status()?;
-                        if !status.success() {
-                            return Err(io::Error::other(format!(
-                                "fusermount3 -uz {} failed",
-                                path.display()
-                            )));
-                        }
-                    }
+                    Err(e) if e.raw_os_error() == Some(libc::EPERM) => fusermount("-uz", path)?,
                     other => other?,
                 }
                 found = true;
@@ -200,6 +193,20 @@ fn umount(path: &Path, flags: i32) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Unmounts as a user who may not do so directly.
+fn fusermount(how: &str, path: &Path) -> io::Result<()> {
+    let out = std::process::Command::new("fusermount3")
+        .arg(how)
+        .arg(path)
+        .output()
+        .map_err(|e| io::Error::new(e.kind(), format!("run fusermount3: {e}")))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&out.stderr);
+    Err(io::Error::other(said.trim().to_owned()))
 }
 
 /// Undoes the octal escapes of the mount table.

@@ -375,8 +375,12 @@ impl Watcher {
     }
 
     fn look_at_file(&self, store: &Store, path: &Path, look: &Look) {
+        let full = self.node.files.join(path);
+        if std::fs::symlink_metadata(&full).is_ok_and(|m| !m.is_file()) {
+            return;
+        }
         let Some(db) = store.adopt(path) else {
-            if may_become_database(&self.node.files.join(path)) {
+            if may_become_database(&full) {
                 self.arm(look, false);
             }
             return;
@@ -467,10 +471,10 @@ impl Running {
 }
 
 /// Returns whether a file that is not a database is empty, or begins as one does: it may be about to become one.
-fn may_become_database(path: &Path) -> bool {
+pub(crate) fn may_become_database(path: &Path) -> bool {
     use std::io::Read;
     let mut head = Vec::new();
-    std::fs::File::open(path)
+    crate::store::open_regular(path)
         .and_then(|f| f.take(MAGIC.len() as u64).read_to_end(&mut head))
         .is_ok_and(|_| MAGIC.starts_with(&head))
 }

@@ -11,7 +11,7 @@ use std::ffi::OsString;
 const VALUED: [&str; 5] = ["config", "name", "url", "wait", "with-halt-lock-on"];
 
 /// Flags without. `-v` is short and needs no change.
-const SWITCHES: [&str; 9] = [
+const SWITCHES: [&str; 10] = [
     "debug",
     "fuse.debug",
     "help",
@@ -21,6 +21,7 @@ const SWITCHES: [&str; 9] = [
     "skip-unmount",
     "tracing",
     "verbose",
+    "version",
 ];
 
 /// Rewrites known flags, up to the first `--`; leaves everything else as it is.

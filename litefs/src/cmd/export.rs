@@ -29,6 +29,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<i32> {
 }
 
 async fn export(args: &Args) -> anyhow::Result<i32> {
+    if args.path.is_dir() {
+        anyhow::bail!("{} is a directory: name a file in it", args.path.display());
+    }
     let client = Client::new(args.node.url.clone());
     let temporary = with_suffix(&args.path, ".tmp");
     let result = download(&client, &args.name, &temporary).await;

@@ -6,14 +6,18 @@ use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio_util::io::ReaderStream;
 
 const CHUNK_LEN: usize = 64 << 10;
+/// How long to wait for a program that holds a lock of the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Copy a database into the cluster.
 ///
-/// Creates the database, or replaces it in one transaction. The node must be the primary.
+/// Creates the database, or replaces it in one transaction. The node must be the primary. What is in a WAL beside PATH
+/// comes along.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -31,7 +35,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<i32> {
 
 async fn import(args: &Args) -> anyhow::Result<i32> {
     let context = || format!("read {}", args.path.display());
-    let file = tokio::fs::File::open(&args.path)
+    let whole = WithCompanions::of(&args.path).with_context(context)?;
+    let file = tokio::fs::File::open(whole.path())
         .await
         .with_context(context)?;
     let bytes = file.metadata().await.with_context(context)?.len();
@@ -50,6 +55,56 @@ async fn import(args: &Args) -> anyhow::Result<i32> {
         args.name
     );
     Ok(0)
+}
+
+/// A database file with all that belongs to it. Transactions may be in its WAL, or a journal may have to be rolled
+/// back first; then it is a copy that SQLite made, removed when dropped.
+enum WithCompanions<'a> {
+    Itself(&'a Path),
+    Copy(PathBuf),
+}
+
+impl WithCompanions<'_> {
+    fn of(path: &Path) -> anyhow::Result<WithCompanions<'_>> {
+        let metadata = std::fs::metadata(path)?;
+        if !metadata.is_file() {
+            anyhow::bail!("it is not an ordinary file");
+        }
+        let has = |suffix| {
+            let companion = crate::db::paths::with_suffix(path, suffix);
+            std::fs::metadata(companion).is_ok_and(|m| m.len() > 0)
+        };
+        if !has("-wal") && !has("-journal") {
+            return Ok(WithCompanions::Itself(path));
+        }
+        let name = format!("litefs-import-{:016x}.db", rand::random::<u64>());
+        let copy = WithCompanions::Copy(std::env::temp_dir().join(name));
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+        let database = rusqlite::Connection::open_with_flags(path, flags)?;
+        database.busy_timeout(BUSY_TIMEOUT)?;
+        database
+            .backup("main", copy.path(), None::<fn(rusqlite::backup::Progress)>)
+            .with_context(|| format!("copy to {}", copy.path().display()))?;
+        Ok(copy)
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            WithCompanions::Itself(path) => path,
+            WithCompanions::Copy(path) => path,
+        }
+    }
+}
+
+impl Drop for WithCompanions<'_> {
+    fn drop(&mut self) {
+        if let WithCompanions::Copy(path) = self {
+            for suffix in ["", "-journal", "-wal", "-shm"] {
+                // What is not there needs no removing; what cannot be removed is a file in the temporary directory.
+                let _ = std::fs::remove_file(crate::db::paths::with_suffix(path, suffix));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

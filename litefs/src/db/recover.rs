@@ -82,6 +82,15 @@ impl Db {
         trust: Trust,
     ) -> Result<Db, DbError> {
         let paths = DbPaths::new(&node.files, &node.mount, meta, name.as_str().as_ref());
+        for path in [&paths.main, &paths.wal, &paths.journal] {
+            let kind = std::fs::symlink_metadata(path).map(|m| m.file_type());
+            if kind.is_ok_and(|kind| !kind.is_file() && !kind.is_dir()) {
+                // Opening a pipe would wait for its other end.
+                let what = "no ordinary file; move it away and restart".to_owned();
+                let path = path.clone();
+                return Err(DbError::Corrupt { what, path });
+            }
+        }
         std::fs::create_dir_all(&paths.meta)
             .map_err(DbError::io("create directory", &paths.meta))?;
         let (log, opened) =

@@ -44,7 +44,7 @@ pub enum ClientError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// The node refused.
-    #[error("{method} {url}{path}: {status}: {}", body.trim())]
+    #[error("{method} {url}{path}: {status}: {}", said(body))]
     Status {
         /// The method.
         method: Method,
@@ -57,6 +57,19 @@ pub enum ClientError {
         /// What the node said.
         body: String,
     },
+}
+
+/// What a node said, in words: its own answers are `{"error", "action"}`, others are shown as they are.
+fn said(body: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        error: String,
+        action: String,
+    }
+    match serde_json::from_str::<Answer>(body) {
+        Ok(answer) => format!("{} ({})", answer.error, answer.action),
+        Err(_) => body.trim().to_owned(),
+    }
 }
 
 /// Asks one node.

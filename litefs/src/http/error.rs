@@ -24,6 +24,17 @@ pub enum NodeError {
     /// No such database.
     #[error("database {0} does not exist on this node")]
     NotFound(DbName),
+    /// A name that stands for something else.
+    #[error("{db} cannot name a database: {why}")]
+    Reserved {
+        /// The name.
+        db: DbName,
+        /// What it stands for.
+        why: &'static str,
+    },
+    /// No such endpoint.
+    #[error("no such endpoint: {0}")]
+    NoEndpoint(String),
     /// Only the primary can.
     #[error("this node is not the primary")]
     NotPrimary {
@@ -58,10 +69,11 @@ pub enum NodeError {
 impl NodeError {
     fn status(&self) -> StatusCode {
         match self {
-            NodeError::MissingParameter(_) | NodeError::Name(_) | NodeError::BadDatabase { .. } => {
-                StatusCode::BAD_REQUEST
-            }
-            NodeError::NotFound(_) => StatusCode::NOT_FOUND,
+            NodeError::MissingParameter(_)
+            | NodeError::Name(_)
+            | NodeError::Reserved { .. }
+            | NodeError::BadDatabase { .. } => StatusCode::BAD_REQUEST,
+            NodeError::NotFound(_) | NodeError::NoEndpoint(_) => StatusCode::NOT_FOUND,
             NodeError::NotPrimary { .. } | NodeError::NotReady(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -79,12 +91,17 @@ impl NodeError {
             NodeError::Name(_) => {
                 "name the database as in the mount, for instance my.db".to_owned()
             }
+            NodeError::Reserved { .. } => "choose another name".to_owned(),
+            NodeError::NoEndpoint(_) => {
+                "there are GET /info, /export, /events, /metrics, /debug/vars, and POST /import"
+                    .to_owned()
+            }
             NodeError::NotFound(_) => "list the databases with GET /debug/vars".to_owned(),
             NodeError::NotPrimary {
                 primary: Some(primary),
             } => format!("ask the primary, {primary}"),
             NodeError::NotPrimary { primary: None } => {
-                "no primary is known; try again, and see `litefs status` if it lasts".to_owned()
+                "no primary is known; try again, and see this node's log if it lasts".to_owned()
             }
             NodeError::BadDatabase { .. } => {
                 "send a SQLite database file that passes `PRAGMA integrity_check`".to_owned()

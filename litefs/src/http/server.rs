@@ -142,6 +142,9 @@ impl Server {
             .route("/events", get(events_route))
             .route("/metrics", get(metrics))
             .route("/debug/vars", get(debug_vars))
+            .fallback(async |method: axum::http::Method, uri: axum::http::Uri| {
+                NodeError::NoEndpoint(format!("{method} {}", uri.path()))
+            })
             .layer(identify)
             .with_state(self.clone())
     }

@@ -67,6 +67,22 @@ impl Api {
     }
 }
 
+/// Refuses names under which no database would be found.
+fn check_name(name: &DbName, target: &std::path::Path) -> Result<(), NodeError> {
+    let is_of = |suffix| name.as_str().ends_with(suffix);
+    let why = if ["-wal", "-shm", "-journal"].into_iter().any(is_of) {
+        "files of this ending belong to another database"
+    } else if is_of("-pos") || [".lag", ".primary"].contains(&name.as_str()) {
+        "files of this name tell how the replication is"
+    } else if target.is_dir() {
+        "it is a directory"
+    } else {
+        return Ok(());
+    };
+    let db = name.clone();
+    Err(NodeError::Reserved { db, why })
+}
+
 /// Removes a file when dropped.
 struct Remove(PathBuf);
 
@@ -182,6 +198,8 @@ impl NodeApi for Api {
             db: name.clone(),
             why,
         };
+        let target = self.mount.join(name.as_str());
+        check_name(name, &target)?;
         let (path, mut file) = self.tmp()?;
         let _remove = Remove(path.clone());
         std::io::copy(bytes, &mut file).map_err(io)?;
@@ -205,7 +223,6 @@ impl NodeApi for Api {
         if check != "ok" {
             return Err(bad(check));
         }
-        let target = self.mount.join(name.as_str());
         if let Some(dir) = target.parent() {
             std::fs::create_dir_all(dir).map_err(io)?;
         }
@@ -213,7 +230,12 @@ impl NodeApi for Api {
         let mut to = Connection::open(&target).map_err(sqlite_error(what()))?;
         to.busy_timeout(BUSY_TIMEOUT)
             .map_err(sqlite_error(what()))?;
+        let mut is_wal = header.is_wal();
         if existed {
+            let mode: String = to
+                .query_row("PRAGMA journal_mode", [], |row| row.get(0))
+                .map_err(sqlite_error(what()))?;
+            is_wal |= mode == "wal";
             let size: u32 = to
                 .query_row("PRAGMA page_size", [], |row| row.get(0))
                 .map_err(sqlite_error(what()))?;
@@ -224,7 +246,7 @@ impl NodeApi for Api {
             }
         }
         copy(&from, &mut to).map_err(sqlite_error(what()))?;
-        if header.is_wal() {
+        if is_wal {
             to.query_row("PRAGMA journal_mode=wal", [], |_| Ok(()))
                 .map_err(sqlite_error(what()))?;
         }

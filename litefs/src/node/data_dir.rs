@@ -42,7 +42,7 @@ impl DataDir {
         };
         for path in [dir.files(), dir.metas(), dir.tmp()] {
             fs::create_dir_all(&path)
-                .with_context(|| format!("create directory {}", path.display()))?;
+                .with_context(|| format!("create directory {} (in data.dir)", path.display()))?;
         }
         for entry in fs::read_dir(dir.tmp())?.filter_map(Result::ok) {
             let _ = fs::remove_file(entry.path());

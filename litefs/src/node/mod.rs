@@ -405,7 +405,18 @@ fn prepare_mount_point(config: &Resolved) -> anyhow::Result<()> {
     {
         tracing::warn!(mount = %dir.display(), "removed the mount of a daemon that was killed");
     }
-    std::fs::create_dir_all(dir).with_context(|| format!("create mount point {}", dir.display()))
+    if dir.metadata().is_ok_and(|m| !m.is_dir()) {
+        anyhow::bail!(
+            "fuse.dir {} is not a directory; move it away, or set another fuse.dir",
+            dir.display()
+        );
+    }
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("create mount point {} (fuse.dir)", dir.display()))?;
+    if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+        tracing::warn!(mount = %dir.display(), "the mount point is not empty; what is in it is hidden while litefs runs");
+    }
+    Ok(())
 }
 
 async fn bind(config: &Resolved) -> anyhow::Result<TcpListener> {
@@ -420,7 +431,10 @@ async fn bind(config: &Resolved) -> anyhow::Result<TcpListener> {
         }
     }
     let why = last.map_or_else(|| "no address".to_owned(), |e| e.to_string());
-    anyhow::bail!("cannot listen on http.addr {:?}: {why}", config.http.addr)
+    anyhow::bail!(
+        "cannot listen on http.addr {}: {why}; stop what uses it, or set another http.addr",
+        config.http.addr
+    )
 }
 
 fn os_hostname() -> String {

@@ -272,9 +272,26 @@ fn read_name(path: &Path) -> Result<DbName, String> {
 #[must_use]
 pub fn is_database(path: &Path) -> bool {
     let mut head = [0; DB_HEADER_LEN];
-    fs::File::open(path)
+    open_regular(path)
         .and_then(|f| std::os::unix::fs::FileExt::read_exact_at(&f, &mut head, 0))
         .is_ok_and(|()| DbHeader::parse(&head).is_some())
+}
+
+/// Opens an ordinary file for reading. Whatever else may be at the path, a pipe for one, is not waited for.
+///
+/// # Errors
+/// As `open`; `InvalidInput` for what is no ordinary file.
+pub fn open_regular(path: &Path) -> std::io::Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(std::io::ErrorKind::InvalidInput.into())
+    }
 }
 
 /// Puts an error and its causes in one line, with what to do where that is known.

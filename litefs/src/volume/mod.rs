@@ -24,7 +24,7 @@ use crate::sqlite::journal;
 use crate::sqlite::wal::{ByteOrder, WalHeader, WalSalts};
 use crate::sqlite::wal_index::{self, WalIndexHeader};
 use crate::store::{Store, chain};
-use crate::watch::Watcher;
+use crate::watch::{Watcher, may_become_database};
 
 /// Handle of a program on a database that it may write.
 const MARK_PLAIN: u8 = 0;
@@ -330,6 +330,10 @@ impl LiteVolume {
         let Some(name) = main.to_str().and_then(|s| s.parse().ok()) else {
             return Ok(None);
         };
+        if self.store.at(main).is_none() && !may_become_database(&self.node.files.join(main)) {
+            // Named as SQLite would name it, by some other program.
+            return Ok(None);
+        }
         self.store.get_or_create(&name).map(Some).map_err(|error| {
             tracing::error!(db = %name, error = chain(&error), "cannot keep a log for the database, so its writes are refused");
             Errno::from_i32(error.errno())
@@ -425,7 +429,9 @@ impl fuse::Volume for LiteVolume {
     fn is_virtual_name(&self, path: &Path) -> bool {
         path == Path::new(".primary")
             || path == Path::new(".lag")
-            || strip_suffix(path, "-pos").is_some_and(|main| self.store.at(&main).is_some())
+            || strip_suffix(path, "-pos")
+                .and_then(|main| self.store.at(&main))
+                .is_some_and(|db| db.published().page_count > 0)
     }
 
     fn may_appear(&self, path: &Path) -> bool {
