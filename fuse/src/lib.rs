@@ -17,6 +17,7 @@
 //!   otherwise than through the mount must say so through [`Invalidator`].
 
 mod attr;
+mod guard;
 mod inode;
 mod mirror;
 mod mount;
@@ -24,6 +25,7 @@ mod notify;
 mod volume;
 
 pub use fuser::Errno;
+pub use guard::{Guard, abort_connection};
 pub use mount::{MountOptions, Mounted, clean_stale_mount, is_mounted, mount};
 pub use notify::Invalidator;
 pub use volume::{Caller, Flow, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume};

@@ -36,6 +36,9 @@ pub struct MountRecord {
     pub mount_id: u64,
     /// `major:minor`, the same for clones of the mount in other namespaces.
     pub device: String,
+    /// Process that served it.
+    #[serde(default)]
+    pub daemon: i32,
     /// Programs with files of it open are cut off from the databases: copies took the places of what they hold.
     #[serde(default)]
     pub is_cut_off: bool,
@@ -55,8 +58,35 @@ impl MountRecord {
             boot_id,
             mount_id: mount.id,
             device: mount.device.to_owned(),
+            daemon: i32::try_from(std::process::id()).unwrap_or(0),
             is_cut_off: false,
         })
+    }
+
+    /// Returns the number of its connection, as the kernel counts them.
+    #[must_use]
+    pub fn connection(&self) -> Option<u32> {
+        self.device.strip_prefix("0:")?.parse().ok()
+    }
+
+    /// Aborts the connection of a daemon that was killed and cannot end, since a thread of it waits for itself.
+    pub fn abort_if_dead(&self) {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon)).unwrap_or_default();
+        let is_zombie = stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('Z'));
+        if let Some(connection) = self.connection()
+            && is_zombie
+        {
+            tracing::warn!(
+                daemon = self.daemon,
+                connection,
+                "aborting the connection of a daemon that was killed"
+            );
+            if let Err(error) = fuse::abort_connection(connection) {
+                tracing::error!(%error, "cannot abort the connection of a daemon that was killed");
+            }
+        }
     }
 }
 

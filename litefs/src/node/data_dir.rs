@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,10 @@ pub mod steps {
         RENAME = "data_dir.write:rename",
     }
 }
+
+/// How long to wait for a daemon that was killed to let go of the directory.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// Paths of a node's own files.
 #[derive(Debug, Clone)]
@@ -94,13 +99,19 @@ impl DataDir {
     pub(super) fn lock(&self) -> anyhow::Result<File> {
         let path = self.root.join("lock");
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| {
-            anyhow::anyhow!(
-                "{} is in use by another litefs ({e}); stop it, or give this one another data.dir",
-                self.root.display()
-            )
-        })?;
-        Ok(file)
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+            match rustix::fs::flock(&file, how) {
+                Ok(()) => return Ok(file),
+                Err(e) if Instant::now() > deadline => anyhow::bail!(
+                    "{} is in use by another litefs ({e}); stop it, or give this one another data.dir",
+                    self.root.display()
+                ),
+                // One that was killed may be a moment in ending.
+                Err(_) => std::thread::sleep(LOCK_POLL),
+            }
+        }
     }
 
     /// Begins a session. Returns how the last one ended.

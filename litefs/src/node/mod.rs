@@ -66,6 +66,9 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let mut signals = Signals::install().context("install signal handlers")?;
     let is_primary = config.lease.role == Role::Primary;
     let data_dir = DataDir::open(&config.data.dir)?;
+    for mount in data_dir.mounts() {
+        mount.abort_if_dead();
+    }
     let _lock = data_dir.lock()?;
     let mut former = data_dir.mounts();
     if let Some(stale) = DataDir::describe_mount(&config.fuse.dir)
@@ -117,7 +120,14 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         },
     )?;
     let mut mounts = outlived.mounts;
-    mounts.extend(DataDir::describe_mount(&config.fuse.dir));
+    let own = DataDir::describe_mount(&config.fuse.dir);
+    let guard = own
+        .as_ref()
+        .and_then(MountRecord::connection)
+        .map(fuse::Guard::start)
+        .transpose()
+        .context("start the guard")?;
+    mounts.extend(own);
     data_dir.set_mounts(&mounts)?;
     node.passthrough
         .store(mounted.passthrough(), Ordering::Release);
@@ -242,6 +252,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     })
     .await?;
     ended?;
+    drop(guard);
     code
 }
 

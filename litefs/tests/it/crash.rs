@@ -761,6 +761,10 @@ const UNREACHED_BY_PRIMARY: &[(&str, &str)] = &[
     ),
     ("log.open:keep", "as log.open:cut"),
     (
+        "log.reopen",
+        "after a failed sync only; the tests of the log cut there",
+    ),
+    (
         "log.quarantine:rename",
         "needs a damaged log; the tests of the log cut there",
     ),
@@ -795,6 +799,10 @@ const UNREACHED_BY_REPLICA: &[(&str, &str)] = &[
         "a torn tail needs a power cut; the tests of the log cut there",
     ),
     ("log.open:keep", "as log.open:cut"),
+    (
+        "log.reopen",
+        "after a failed sync only; the tests of the log cut there",
+    ),
     (
         "log.quarantine:rename",
         "needs another history; the tests of the log cut there",

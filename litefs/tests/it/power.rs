@@ -415,7 +415,7 @@ fn come_back(image: &Image, node: &mut Node) {
     image.come_back();
     node.launch();
     let log = node.log();
-    assert!(log.contains("trusted=false"), "{log}");
+    assert!(log.contains("trust=Nothing"), "{log}");
     assert!(!log.contains("ERROR"), "{log}");
 }
 
@@ -616,7 +616,7 @@ fn a_write_back_from_the_log_that_dies_is_done_again() {
             image.come_back();
         }
         primary.launch();
-        assert!(primary.log().contains("trusted=false"), "{}", primary.log());
+        assert!(primary.log().contains("trust=Nothing"), "{}", primary.log());
         assert_eq!(check(&primary, &NORMAL), n, "{}", primary.log());
         go_on(&primary, &replica, &NORMAL);
         db = connect(&primary, &NORMAL).unwrap();

@@ -1213,7 +1213,7 @@ fn programs_start_when_the_node_is_ready_and_end_it_with_their_code() {
     let app = dir.path().join("app");
     fs::write(
         &app,
-        format!("#!/bin/bash\nls -A {m} >{o}.ls; trap 'echo told >>{o}; exit 7' TERM; trap 'echo hup >>{o}' HUP; echo up >>{o}\nwhile :; do sleep 0.05; done\n",
+        format!("#!/bin/bash\ntest -f {m}/.lag && echo here >{o}.ls; trap 'echo told >>{o}; exit 7' TERM; trap 'echo hup >>{o}' HUP; echo up >>{o}\nwhile :; do sleep 0.05; done\n",
             m = dir.path().join("primary/mnt").display(), o = out.display()),
     )
     .unwrap();
@@ -1231,7 +1231,7 @@ fn programs_start_when_the_node_is_ready_and_end_it_with_their_code() {
     assert_eq!(read(), "first\ncandidate\nup\n");
     assert_eq!(
         fs::read_to_string(dir.path().join("out.ls")).unwrap(),
-        ".lag\n",
+        "here\n",
         "it saw the mount"
     );
     let pid = i32::try_from(primary.child.as_ref().unwrap().id()).unwrap();
