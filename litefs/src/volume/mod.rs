@@ -114,13 +114,25 @@ impl LiteVolume {
             .is_ok_and(|()| journal::is_zeroed_header(&head))
     }
 
-    fn open_on_replica(&self, request: &OpenRequest<'_>) -> Result<OpenAnswer, Errno> {
-        let passthrough = |mark| {
-            Ok(OpenAnswer {
-                serve: Serve::Passthrough,
-                mark,
-            })
+    /// Where the kernel cannot serve a replica's database and WAL from their backing files, it is to keep nothing of
+    /// them: they change under it, and it may drop the length that it is told while a request of its own is under way.
+    fn serve_on_replica(&self, path: &Path) -> Serve {
+        let main = match Role::of(path) {
+            Role::Main => path.to_owned(),
+            Role::Wal(main) => main,
+            Role::Shm(_) | Role::Journal(_) => return Serve::Passthrough,
         };
+        let is_replicated = self.store.at(&main).is_some();
+        if is_replicated && !self.node.shm_is_shared() {
+            Serve::Direct
+        } else {
+            Serve::Passthrough
+        }
+    }
+
+    fn open_on_replica(&self, request: &OpenRequest<'_>) -> Result<OpenAnswer, Errno> {
+        let serve = self.serve_on_replica(request.path);
+        let answer = |mark| Ok(OpenAnswer { serve, mark });
         match Role::of(request.path) {
             Role::Main => match self.store.at(request.path) {
                 Some(db) if db.published().page_count > 0 => {
@@ -129,14 +141,14 @@ impl LiteVolume {
                     }
                     db.open_for_readers()
                         .map_err(|e| refuse(&db, "open for readers", &e))?;
-                    passthrough(MARK_READER)
+                    answer(MARK_READER)
                 }
-                _ => passthrough(MARK_PLAIN),
+                _ => answer(MARK_PLAIN),
             },
             Role::Wal(main) | Role::Journal(main) if request.writable && self.has_main(&main) => {
                 Err(Errno::EROFS)
             }
-            _ => passthrough(MARK_PLAIN),
+            _ => answer(MARK_PLAIN),
         }
     }
 
@@ -488,7 +500,7 @@ impl fuse::Volume for LiteVolume {
         }
         if own {
             return Ok(OpenAnswer {
-                serve: Serve::Passthrough,
+                serve: self.serve_on_replica(request.path),
                 mark: MARK_OWN,
             });
         }
