@@ -691,11 +691,8 @@ struct Readers {
 impl Readers {
     fn start(replica: &Node) -> Readers {
         let stop = Arc::new(AtomicBool::new(false));
-        // Not delete.db: a page copy that changes its page size now and then gives a reader SQLITE_IOERR, which is a bug
-        // of its own that is not fixed yet. What it holds is compared when nobody writes.
         let paths: Vec<(&'static str, PathBuf)> = DATABASES
             .iter()
-            .filter(|(name, _)| *name != "delete.db")
             .map(|(name, _)| (*name, replica.path(name)))
             .collect();
         let flag = stop.clone();

@@ -104,7 +104,9 @@ impl Reader {
         let path = replica.path(name);
         let stop = Arc::new(AtomicBool::new(false));
         let ends = stop.clone();
-        let thread = std::thread::spawn(move || read_on(path, &ends));
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || read_on(path, &ends, &begun));
+        has_begun.recv().expect("the reader on the replica failed");
         Reader {
             stop,
             thread: Some(thread),
@@ -129,7 +131,7 @@ impl Drop for Reader {
     }
 }
 
-fn read_on(path: PathBuf, stop: &AtomicBool) -> u32 {
+fn read_on(path: PathBuf, stop: &AtomicBool, begun: &std::sync::mpsc::Sender<()>) -> u32 {
     let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     // No busy timeout: nothing may be in a reader's way.
     let mut rounds = 0;
@@ -140,6 +142,7 @@ fn read_on(path: PathBuf, stop: &AtomicBool) -> u32 {
         assert_eq!(text(&db, "SELECT count(*) FROM sqlite_schema"), before);
         db.execute_batch("COMMIT").unwrap();
         rounds += 1;
+        let _ = begun.send(());
         if stop.load(Ordering::Acquire) {
             return rounds;
         }

@@ -168,6 +168,8 @@ const MODES: [Mode; 6] = [
 #[derive(Debug, Default)]
 struct Known {
     acknowledged: AtomicI64,
+    /// Those before the cut began; what is acknowledged while it is made, the kernel may take back.
+    before_cut: AtomicI64,
     checkpointed: AtomicI64,
 }
 
@@ -404,6 +406,10 @@ fn cut_primary(
             write_back(image, dice);
         }
     }
+    for (_, known) in &writers.known {
+        let acknowledged = known.acknowledged.load(Ordering::Acquire);
+        known.before_cut.store(acknowledged, Ordering::Release);
+    }
     image.cut();
     primary.kill();
     writers.ended();
@@ -428,8 +434,8 @@ fn come_back_and_check(
     come_back(image, primary);
     for (mode, known) in &writers.known {
         let n = check(primary, mode);
-        let acknowledged = known.acknowledged.load(Ordering::Acquire);
-        let checkpointed = known.checkpointed.load(Ordering::Acquire);
+        let acknowledged = known.before_cut.load(Ordering::Acquire);
+        let checkpointed = known.checkpointed.load(Ordering::Acquire).min(acknowledged);
         let promised = acknowledged.saturating_sub(mode.may_lose).max(checkpointed);
         assert!(
             n >= promised,
