@@ -69,7 +69,8 @@ pub fn abort_connection(connection: u32) -> io::Result<()> {
     }
 }
 
-const CONTROL: &CStr = c"/sys/fs/fuse/connections";
+const CONTROL_LEN: usize = "/sys/fs/fuse/connections/".len();
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 
 fn abort_file(connection: u32) -> CString {
     // No NUL can be in it.
@@ -104,19 +105,25 @@ unsafe fn watch(parent: libc::pid_t, file: &CStr) -> ! {
 unsafe fn abort(file: &CStr) -> ! {
     // SAFETY: system calls with arguments that live through them.
     unsafe {
-        if !write_one(file) && libc::unshare(libc::CLONE_NEWNS) == 0 {
-            // The control file system is not mounted here; a mount of ours stays ours.
-            let private = libc::MS_REC | libc::MS_PRIVATE;
-            libc::mount(
-                ptr::null(),
-                c"/".as_ptr(),
-                ptr::null(),
-                private,
-                ptr::null(),
+        if !write_one(libc::AT_FDCWD, file) {
+            // The control file system is not mounted here: it is opened without a place.
+            let context = libc::syscall(libc::SYS_fsopen, c"fusectl".as_ptr(), 0);
+            let none = ptr::null::<libc::c_void>();
+            libc::syscall(
+                libc::SYS_fsconfig,
+                context,
+                FSCONFIG_CMD_CREATE,
+                none,
+                none,
+                0,
             );
-            let kind = c"fusectl".as_ptr();
-            libc::mount(kind, CONTROL.as_ptr(), kind, 0, ptr::null());
-            write_one(file);
+            let root = libc::syscall(libc::SYS_fsmount, context, 0, 0);
+            let relative = file.to_bytes_with_nul().get(CONTROL_LEN..);
+            if let Ok(root) = libc::c_int::try_from(root)
+                && let Some(Ok(relative)) = relative.map(CStr::from_bytes_with_nul)
+            {
+                write_one(root, relative);
+            }
         }
         libc::_exit(0)
     }
@@ -124,15 +131,81 @@ unsafe fn abort(file: &CStr) -> ! {
 
 /// # Safety
 /// None but that of system calls.
-unsafe fn write_one(file: &CStr) -> bool {
+unsafe fn write_one(dir: libc::c_int, file: &CStr) -> bool {
     // SAFETY: `file` is NUL-terminated.
     unsafe {
-        let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        let fd = libc::openat(dir, file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if fd < 0 {
             return false;
         }
         let done = libc::write(fd, c"1".as_ptr().cast(), 1) == 1;
         libc::close(fd);
         done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        Caller, Flow, MountOptions, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume,
+    };
+
+    struct Plain;
+
+    impl Volume for Plain {
+        fn virtual_file(&self, _path: &std::path::Path) -> Option<VirtualFile> {
+            None
+        }
+        fn is_virtual_name(&self, _path: &std::path::Path) -> bool {
+            false
+        }
+        fn virtual_names(&self, _dir: &std::path::Path) -> Vec<std::ffi::OsString> {
+            Vec::new()
+        }
+        fn open_may_block(&self, _request: &OpenRequest<'_>) -> bool {
+            false
+        }
+        fn open(&self, _request: &OpenRequest<'_>) -> Result<OpenAnswer, crate::Errno> {
+            Ok(OpenAnswer {
+                serve: Serve::Cached,
+                mark: 0,
+            })
+        }
+        fn released(&self, _path: &std::path::Path, _writable: bool, _mark: u8) {}
+        fn before(&self, _op: &Op<'_>, _caller: Caller) -> Result<Flow, crate::Errno> {
+            Ok(Flow::Proceed)
+        }
+        fn after(&self, _op: &Op<'_>, _caller: Caller) {}
+    }
+
+    #[test]
+    fn an_aborted_connection_answers_not_connected() {
+        // SAFETY: no conditions.
+        if unsafe { libc::geteuid() } != 0 || !std::path::Path::new("/dev/fuse").exists() {
+            eprintln!("skipped: mounting needs root and /dev/fuse");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (backing, mount_point) = (dir.path().join("b"), dir.path().join("m"));
+        std::fs::create_dir_all(&backing).unwrap();
+        std::fs::create_dir_all(&mount_point).unwrap();
+        let options = MountOptions {
+            mount_point: mount_point.clone(),
+            backing,
+            allow_other: false,
+            passthrough: false,
+            threads: 2,
+        };
+        let mounted = crate::mount(Arc::new(Plain), &options).unwrap();
+        std::fs::write(mount_point.join("f"), "x").unwrap();
+        let device = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(&mount_point).unwrap());
+        abort_connection(libc::minor(device)).unwrap();
+        let error = std::fs::read(mount_point.join("g")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");
+        let _ = mounted.unmount();
+        crate::clean_stale_mount(&mount_point).unwrap();
     }
 }
