@@ -186,6 +186,11 @@ impl Drop for OwnThread<'_> {
     }
 }
 
+/// More bytes of LTX than these between two looks after the log are a burst.
+const BURST_BYTES: u64 = 8 << 20;
+/// Full segments that may wait for the end of a burst.
+const BURST_SEGMENTS: usize = 8;
+
 /// One database.
 pub struct Db {
     name: DbName,
@@ -197,6 +202,8 @@ pub struct Db {
     gate: Mutex<Gate>,
     /// Bytes of LTX made since this was opened.
     captured_bytes: AtomicU64,
+    /// What they were when the log was last looked after.
+    captured_at_upkeep: AtomicU64,
     /// What of the log is known to survive power loss.
     durable: Mutex<Pos>,
     pins: Mutex<Vec<(u64, crate::ltx::Txid)>>,
@@ -429,6 +436,11 @@ impl Db {
             Some(crate::ltx::Txid::ZERO)
         };
         let compact = |files: &[&[u8]]| crate::ltx::compact(files);
+        let captured = self.captured_bytes();
+        let before = self.captured_at_upkeep.swap(captured, Ordering::Relaxed);
+        let is_burst = captured - before > BURST_BYTES;
+        self.log
+            .leave_segments(if is_burst { BURST_SEGMENTS } else { 0 });
         self.log
             .maintain(crate::clock::wall_ms(), &compact, pinned)
             .map(drop)

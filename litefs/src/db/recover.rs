@@ -159,6 +159,7 @@ impl Db {
             published: Mutex::new(Published::default()),
             gate: Mutex::new(Gate::default()),
             captured_bytes: std::sync::atomic::AtomicU64::new(0),
+            captured_at_upkeep: std::sync::atomic::AtomicU64::new(0),
             durable: Mutex::new(Pos::ZERO),
             pins: Mutex::new(Vec::new()),
             name,

@@ -1,5 +1,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use super::read::SegmentPart;
 use super::segment::{Entry, Segment};
@@ -39,6 +40,12 @@ impl Oldest {
 }
 
 impl Log {
+    /// Lets [`maintain`](Log::maintain) leave so many full segments as they are: while a program writes as fast as it can,
+    /// making LTX files of them takes the disk from it.
+    pub fn leave_segments(&self, count: usize) {
+        self.segments_left.store(count, Ordering::Relaxed);
+    }
+
     /// Turns full segments into LTX files and removes what retention no longer asks for.
     ///
     /// Records above `pinned`
@@ -72,7 +79,8 @@ impl Log {
             self.sync()?; // INV-LOG-3, INV-LOG-4
         }
         loop {
-            let Some(part) = self.state.lock().oldest_full() else {
+            let left = self.segments_left.load(Ordering::Relaxed);
+            let Some(part) = self.state.lock().oldest_full(left) else {
                 return Ok(());
             };
             done.sealed += u32::from(self.seal(&part, compact)?);
@@ -321,9 +329,9 @@ impl State {
     }
 
     /// Returns the oldest segment unless records still go there.
-    fn oldest_full(&self) -> Option<SegmentPart> {
+    fn oldest_full(&self, left: usize) -> Option<SegmentPart> {
         let segment = self.segments.front()?;
-        (self.segments.len() > 1).then(|| segment.part(segment.entries.clone()))
+        (self.segments.len() > 1 + left).then(|| segment.part(segment.entries.clone()))
     }
 
     /// Returns the oldest file unless it holds the end of the log.

@@ -175,6 +175,8 @@ pub struct Log {
     writer: Mutex<Writer>,
     /// Held while syncing, so that those who come meanwhile share the next one.
     syncer: Mutex<()>,
+    /// Full segments that upkeep leaves as they are.
+    segments_left: std::sync::atomic::AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -288,6 +290,7 @@ impl Log {
             upkeep: Mutex::new(()),
             writer: Mutex::new(Writer::default()),
             syncer: Mutex::new(()),
+            segments_left: std::sync::atomic::AtomicUsize::new(0),
             state: Mutex::new(state),
         };
         Ok((log, opened))

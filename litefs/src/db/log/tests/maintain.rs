@@ -197,3 +197,19 @@ fn a_compaction_that_fails_does_not_stop_retention() {
     assert_eq!(names(&dir.path().join("log")).len(), 1);
     check(&log, &parts);
 }
+
+#[test]
+fn segments_that_may_wait_are_left_until_they_may_not() {
+    let dir = tempdir();
+    let (log, _) = open(dir.path());
+    let parts = fill_synced(&log, 20);
+    let full = names(&dir.path().join("log")).len() - 1;
+    assert!(full > 1);
+    log.leave_segments(1);
+    assert_eq!(maintain(&log).sealed as usize, full - 1);
+    assert_eq!(maintain(&log).sealed, 0);
+    check(&log, &parts);
+    log.leave_segments(0);
+    assert_eq!(maintain(&log).sealed, 1);
+    check(&log, &parts);
+}
