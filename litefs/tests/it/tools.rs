@@ -544,7 +544,7 @@ fn mmap(path: &Path, t: &mut Transcript) {
         t.call("utimens", libc::futimens(file.as_raw_fd(), times.as_ptr()));
         let bytes = at.cast::<u8>();
         for i in 0..LEN {
-            *bytes.add(i) = (i % 251) as u8;
+            *bytes.add(i) = u8::try_from(i % 251).unwrap();
         }
         t.note("write is seen in the mapping", {
             file.write_all_at(b"written", 4096).unwrap();
@@ -558,7 +558,9 @@ fn mmap(path: &Path, t: &mut Transcript) {
     let content = fs::read(path).unwrap();
     t.note(
         "content",
-        (0..LEN).filter(|i| content[*i] == (*i % 251) as u8).count(),
+        (0..LEN)
+            .filter(|i| usize::from(content[*i]) == *i % 251)
+            .count(),
     );
     t.note("mtime moved", fs::metadata(path).unwrap().mtime() > 1000);
 }
@@ -737,7 +739,8 @@ fn compare(fuse_keys: &str) {
     }
     let dir = tempfile::tempdir().unwrap();
     let node = Node::primary(dir.path(), fuse_keys);
-    let parts: [(&str, fn(&Path, &mut Transcript)); 4] = [
+    type Part = (&'static str, fn(&Path, &mut Transcript));
+    let parts: [Part; 4] = [
         ("names", names_and_links),
         ("attributes", attributes),
         ("contents", contents),
