@@ -45,9 +45,9 @@ pub struct MountRecord {
 }
 
 impl MountRecord {
-    /// Describes the FUSE mount at a path; nothing if there is none.
+    /// Describes the FUSE mount at a path, served by a process (0: not known); nothing if there is none.
     #[must_use]
-    pub fn of(mount_point: &Path, boot_id: String) -> Option<MountRecord> {
+    pub fn of(mount_point: &Path, boot_id: String, daemon: i32) -> Option<MountRecord> {
         let mount_point = std::path::absolute(mount_point).ok()?;
         let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
         // The last of several is on top.
@@ -58,7 +58,7 @@ impl MountRecord {
             boot_id,
             mount_id: mount.id,
             device: mount.device.to_owned(),
-            daemon: i32::try_from(std::process::id()).unwrap_or(0),
+            daemon,
             is_cut_off: false,
         })
     }
@@ -72,9 +72,7 @@ impl MountRecord {
     /// Aborts the connection of a daemon that was killed and cannot end, since a thread of it waits for itself.
     pub fn abort_if_dead(&self) {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon)).unwrap_or_default();
-        let is_zombie = stat
-            .rsplit_once(") ")
-            .is_some_and(|(_, rest)| rest.starts_with('Z'));
+        let is_zombie = stat.split_once(" (litefs) Z").is_some();
         if let Some(connection) = self.connection()
             && is_zombie
         {

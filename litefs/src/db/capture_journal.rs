@@ -70,8 +70,7 @@ impl Db {
         candidates.remove(&header.page_size.lock_pgno());
         let mut page = vec![0; header.page_size.len()];
         read_full(&main, &mut page, 0).map_err(io())?;
-        let saved = journal::saved_page(&journal, Pgno::ONE).unwrap_or_default();
-        let before = page_checksum(Pgno::ONE, saved.as_ref().unwrap_or(&page));
+        let before = page_checksum(Pgno::ONE, changed.old_first_page.as_ref().unwrap_or(&page));
         if inner.checksums.get(Pgno::ONE) != Some(before) {
             // A transaction before this one left no trace: no journal tells what it changed.
             return self.capture_view(inner, false);

@@ -87,8 +87,8 @@ impl DataDir {
     }
 
     /// Describes the FUSE mount at a path, if there is one.
-    pub(super) fn describe_mount(mount_point: &Path) -> Option<MountRecord> {
-        MountRecord::of(mount_point, boot_id())
+    pub(super) fn describe_mount(mount_point: &Path, daemon: i32) -> Option<MountRecord> {
+        MountRecord::of(mount_point, boot_id(), daemon)
     }
 
     fn session(&self) -> PathBuf {

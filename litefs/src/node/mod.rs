@@ -71,7 +71,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     }
     let _lock = data_dir.lock()?;
     let mut former = data_dir.mounts();
-    if let Some(stale) = DataDir::describe_mount(&config.fuse.dir)
+    if let Some(stale) = DataDir::describe_mount(&config.fuse.dir, 0)
         && !former.iter().any(|m| m.mount_id == stale.mount_id)
     {
         former.push(stale);
@@ -120,7 +120,8 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         },
     )?;
     let mut mounts = outlived.mounts;
-    let own = DataDir::describe_mount(&config.fuse.dir);
+    let daemon = i32::try_from(std::process::id()).unwrap_or(0);
+    let own = DataDir::describe_mount(&config.fuse.dir, daemon);
     let guard = own
         .as_ref()
         .and_then(MountRecord::connection)

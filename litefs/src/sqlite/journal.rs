@@ -439,22 +439,6 @@ pub fn changed_pages(
     Ok(changed)
 }
 
-/// Reads what a journal saved of a page, if it saved it: the page as it was before the transaction.
-///
-/// # Errors
-/// As [`JournalReader::new`].
-pub fn saved_page(
-    file: &(impl ReadAt + ?Sized),
-    wanted: Pgno,
-) -> Result<Option<Vec<u8>>, JournalError> {
-    let journal = journal_pages(file)?;
-    let Some((_, offset)) = journal.pages.iter().find(|(pgno, _)| *pgno == wanted) else {
-        return Ok(None);
-    };
-    let mut page = vec![0; journal.page_size.len()];
-    Ok(read_or_eof(file, &mut page, *offset)?.then_some(page))
-}
-
 /// Iterates over the leaves that a page lists if it is a trunk of the free list, as far as can be told from its bytes.
 ///
 /// A trunk is: next trunk (4), number of leaves (4), leaves (4 each). Only the number of leaves is required to fit the page; leaves
