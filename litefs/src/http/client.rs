@@ -2,17 +2,25 @@
 
 use crate::config::NodeUrl;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use futures_util::{StreamExt as _, stream};
+use http_body_util::{BodyExt as _, BodyStream, Empty, Limited, StreamBody};
 use hyper::body::{Body, Incoming};
+use hyper::header::{EXPECT, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::error::Error;
+use std::future::ready;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 /// How long a connection may take to be made.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the body of a request waits for the node to ask for it.
+pub const CONTINUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much of an error's or an `/info`'s body is read.
 const MAX_SMALL_BODY_LEN: usize = 64 << 10;
@@ -96,18 +104,36 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; any status but 2xx is one.
     pub async fn get(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
-        self.send(Method::GET, path, Empty::<Bytes>::new()).await
+        let request = self.request(Method::GET, path, Empty::<Bytes>::new())?;
+        self.send(request).await
     }
 
     /// Sends a POST with `body`, read as it is sent; the body of the answer is still to be read.
+    ///
+    /// The body waits until the node asks for it, so that a refusal costs no transfer and is not lost in a broken pipe
+    /// (RFC 9110, 10.1.1). A node that never asks gets it after [`CONTINUE_TIMEOUT`].
     ///
     /// # Errors
     /// As [`Self::get`].
     pub async fn post<B>(&self, path: &str, body: B) -> Result<Response<Incoming>, ClientError>
     where
-        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>> + Send> + Send + 'static,
     {
-        self.send(Method::POST, path, body).await
+        let asked = Arc::new(Notify::new());
+        let body = {
+            let asked = Arc::clone(&asked);
+            let wait = async move {
+                // Not asked is asked, in the end.
+                let _ = tokio::time::timeout(CONTINUE_TIMEOUT, asked.notified()).await;
+            };
+            let frames = BodyStream::new(body);
+            StreamBody::new(stream::once(wait).filter_map(|()| ready(None)).chain(frames))
+        };
+        let mut request = self.request(Method::POST, path, body)?;
+        let expect = HeaderValue::from_static("100-continue");
+        request.headers_mut().insert(EXPECT, expect);
+        hyper::ext::on_informational(&mut request, move |_| asked.notify_one());
+        self.send(request).await
     }
 
     /// Sends a GET and reads the answer as JSON.
@@ -126,37 +152,32 @@ impl Client {
         serde_json::from_slice(&body.to_bytes()).map_err(|e| self.exchange(Method::GET, path, e))
     }
 
-    async fn send<B>(
-        &self,
-        method: Method,
-        path: &str,
-        body: B,
-    ) -> Result<Response<Incoming>, ClientError>
+    fn request<B>(&self, method: Method, path: &str, body: B) -> Result<Request<B>, ClientError> {
+        Request::builder()
+            .method(method.clone())
+            .uri(path)
+            .header(HOST, self.url.authority())
+            .body(body)
+            .map_err(|error| self.exchange(method, path, error))
+    }
+
+    async fn send<B>(&self, request: Request<B>) -> Result<Response<Incoming>, ClientError>
     where
         B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
     {
-        let broken =
-            |error: Box<dyn Error + Send + Sync>| self.exchange(method.clone(), path, error);
-        let request = Request::builder()
-            .method(method.clone())
-            .uri(path)
-            .header(hyper::header::HOST, self.url.authority())
-            .body(body)
-            .map_err(|error| broken(error.into()))?;
+        let (method, path) = (request.method().clone(), request.uri().to_string());
+        let broken = |error| self.exchange::<hyper::Error>(method.clone(), &path, error);
         let io = TokioIo::new(self.connect().await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
             .await
-            .map_err(|error| broken(error.into()))?;
+            .map_err(broken)?;
         // Ends with the body of the answer, or when that is dropped.
         tokio::spawn(connection);
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| broken(error.into()))?;
+        let response = sender.send_request(request).await.map_err(broken)?;
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(self.refused(method, path, response).await)
+        Err(self.refused(method, &path, response).await)
     }
 
     async fn connect(&self) -> Result<TcpStream, ClientError> {
@@ -191,12 +212,10 @@ impl Client {
         }
     }
 
-    fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        source: impl Into<Box<dyn Error + Send + Sync>>,
-    ) -> ClientError {
+    fn exchange<E>(&self, method: Method, path: &str, source: E) -> ClientError
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
         let (url, path) = (self.url.clone(), path.to_owned());
         ClientError::Exchange {
             method,
@@ -245,6 +264,28 @@ mod tests {
             answer.into_body().collect().await.unwrap().to_bytes(),
             "page 1"
         );
+    }
+
+    #[tokio::test]
+    async fn a_refusal_comes_before_the_body_and_is_not_lost_in_it() {
+        let refusal = (StatusCode::SERVICE_UNAVAILABLE, "not the primary");
+        let router = Router::new().route("/import", routing::post(move || async move { refusal }));
+        let client = serve(router).await;
+        for _ in 0..50 {
+            let is_read = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let body = {
+                let is_read = Arc::clone(&is_read);
+                let chunk = move |_| {
+                    is_read.store(true, std::sync::atomic::Ordering::Relaxed);
+                    let chunk = Bytes::from(vec![0; 1 << 20]);
+                    Ok::<_, io::Error>(hyper::body::Frame::data(chunk))
+                };
+                StreamBody::new(stream::iter(0..64).map(chunk))
+            };
+            let error = client.post("/import", body).await.unwrap_err().to_string();
+            assert!(error.ends_with("not the primary"), "{error}");
+            assert!(!is_read.load(std::sync::atomic::Ordering::Relaxed));
+        }
     }
 
     #[tokio::test]

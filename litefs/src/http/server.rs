@@ -15,9 +15,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -27,7 +27,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +46,8 @@ const MAX_CONNECTIONS: usize = 4096;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a shutdown gives requests under way.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How much more of a refused body is read, for clients that only look at the answer once they have sent it.
+const MAX_DRAINED_LEN: usize = 1 << 20;
 const CHUNK_LEN: usize = 128 << 10;
 /// Chunks between a socket and the thread that reads or writes a database.
 const CHUNKS: usize = 4;
@@ -320,21 +322,52 @@ fn read_chunks(mut from: Box<dyn Read + Send>, to: &mpsc::Sender<io::Result<Byte
 async fn import(
     State(server): State<Server>,
     Query(query): Query<DbQuery>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, NodeError> {
+    let mut body = body.into_data_stream();
+    let imported = import_from(&server, query, &mut body).await;
+    if imported.is_err() && !headers.contains_key(header::EXPECT) {
+        // Who is still sending sees a closed connection instead of the reason.
+        let rest = async {
+            let mut left = MAX_DRAINED_LEN;
+            while let (Some(Ok(chunk)), true) = (body.next().await, left > 0) {
+                left = left.saturating_sub(chunk.len());
+            }
+        };
+        // Slower than this, it does not get the reason.
+        let _ = tokio::time::timeout(DRAIN, rest).await;
+    }
+    let pos = imported?;
+    Ok(Json(json!({
+        "txid": pos.txid.to_string(),
+        "checksum": pos.post_apply_checksum.to_string(),
+    })))
+}
+
+async fn import_from(
+    server: &Server,
+    query: DbQuery,
+    body: &mut BodyDataStream,
+) -> Result<Pos, NodeError> {
     let db = query.db()?;
     let (chunks_in, chunks) = mpsc::channel(CHUNKS);
+    // The first look at the body asks the client for it, so it waits until it is wanted.
+    let (wanted, is_wanted) = oneshot::channel();
     let node = Arc::clone(&server.node);
     let importing = blocking(move || {
         let mut bytes = ChunkReader {
             chunks,
             chunk: Bytes::new(),
             is_complete: false,
+            wanted: Some(wanted),
         };
         node.import(&db, &mut bytes)
     });
     let feeding = async move {
-        let mut body = body.into_data_stream();
+        if is_wanted.await.is_err() {
+            return;
+        }
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map(Some).map_err(io::Error::other);
             if chunks_in.send(chunk).await.is_err() {
@@ -344,11 +377,7 @@ async fn import(
         let _ = chunks_in.send(Ok(None)).await;
     };
     let (result, ()) = tokio::join!(importing, feeding);
-    let pos = result?;
-    Ok(Json(json!({
-        "txid": pos.txid.to_string(),
-        "checksum": pos.post_apply_checksum.to_string(),
-    })))
+    result
 }
 
 /// Reads a request body on a blocking thread. A body that breaks off is an error, never a short file.
@@ -356,10 +385,15 @@ struct ChunkReader {
     chunks: mpsc::Receiver<io::Result<Option<Bytes>>>,
     chunk: Bytes,
     is_complete: bool,
+    wanted: Option<oneshot::Sender<()>>,
 }
 
 impl Read for ChunkReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if let Some(wanted) = self.wanted.take() {
+            // A request that is gone shows below.
+            let _ = wanted.send(());
+        }
         while self.chunk.is_empty() && !self.is_complete {
             match self.chunks.blocking_recv() {
                 Some(Ok(Some(chunk))) => self.chunk = chunk,

@@ -67,6 +67,14 @@ impl Api {
     }
 }
 
+/// Waits for a lock with short looks: programs that write without a pause leave it free for microseconds only, which
+/// SQLite's own timeout, with its growing sleeps, seldom meets. Gives up after [`BUSY_TIMEOUT`] or a little more.
+fn wait_for_writer(looks: i32) -> bool {
+    const PAUSE: Duration = Duration::from_micros(200);
+    std::thread::sleep(PAUSE);
+    PAUSE.saturating_mul(looks.unsigned_abs()) < BUSY_TIMEOUT
+}
+
 /// Refuses names under which no database would be found.
 fn check_name(name: &DbName, target: &std::path::Path) -> Result<(), NodeError> {
     let is_of = |suffix| name.as_str().ends_with(suffix);
@@ -228,7 +236,7 @@ impl NodeApi for Api {
         }
         let existed = target.metadata().is_ok_and(|m| m.len() > 0);
         let mut to = Connection::open(&target).map_err(sqlite_error(what()))?;
-        to.busy_timeout(BUSY_TIMEOUT)
+        to.busy_handler(Some(wait_for_writer))
             .map_err(sqlite_error(what()))?;
         let mut is_wal = header.is_wal();
         if existed {

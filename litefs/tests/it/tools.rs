@@ -1174,6 +1174,21 @@ fn databases_go_in_and_out_by_the_command_line() {
             &["400", "cannot name a database"],
         );
     }
+    // A client that sends everything before it looks for an answer is told as well.
+    for _ in 0..20 {
+        let mut client = std::net::TcpStream::connect(("127.0.0.1", primary.port)).unwrap();
+        let body = vec![0; 512 << 10];
+        write!(
+            client,
+            "POST /import?name=.lag HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .unwrap();
+        client.write_all(&body).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("cannot name a database"), "{answer}");
+    }
     fails(
         on(&replica, "import", "new/a.db small.db"),
         &["503", "not the primary", "ask the primary, primary"],
