@@ -27,7 +27,7 @@ pub(crate) struct BackingKey {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) ino: u64,
-    key: Option<BackingKey>,
+    pub(crate) key: Option<BackingKey>,
     names: RwLock<Names>,
     lookups: AtomicU64,
     pub(crate) is_virtual: bool,

@@ -140,8 +140,30 @@ impl<V: Volume> Shared<V> {
     fn stat_node(&self, node: &Node) -> Res<libc::stat> {
         match node.open_file() {
             Some(file) => fstat(file.as_raw_fd()),
-            None => self.stat_path(&live(node)?),
+            None => {
+                let st = self.stat_path(&self.reach(node)?)?;
+                self.same_file(node, &st)?;
+                Ok(st)
+            }
         }
+    }
+
+    /// Returns a name by which a file can be reached. `ESTALE` if another file has taken it, which makes the kernel look
+    /// the name up anew and try once more; `ENOENT` if none has.
+    fn reach(&self, node: &Node) -> Res<PathBuf> {
+        if let Some(path) = node.live_path() {
+            return Ok(path);
+        }
+        self.stat_path(&node.path())?;
+        Err(Errno::ESTALE)
+    }
+
+    /// Refuses a file that has taken the name of a node's.
+    fn same_file(&self, node: &Node, st: &libc::stat) -> Res<()> {
+        if node.key.is_some_and(|key| key != attr::key(st)) {
+            return Err(Errno::ESTALE);
+        }
+        Ok(())
     }
 
     fn virtual_attr(&self, node: &Node) -> Res<FileAttr> {
@@ -255,12 +277,13 @@ impl<V: Volume> Shared<V> {
         if state.file.is_some() && (state.file_writable || !want_write) {
             return Ok(());
         }
-        let path = live(node)?;
+        let path = self.reach(node)?;
         let (file, file_writable) = match self.open_backing_file(&path, libc::O_RDWR, 0) {
             Ok(file) => (file, true),
             Err(e) if want_write => return Err(e),
             Err(_) => (self.open_backing_file(&path, libc::O_RDONLY, 0)?, false),
         };
+        self.same_file(node, &fstat(file.as_raw_fd())?)?;
         Self::put_file(state, file, file_writable);
         Ok(())
     }
@@ -577,11 +600,6 @@ fn moved_file(st: &libc::stat) -> Moved {
         key: attr::key(st),
         is_dir: is_dir(st),
     }
-}
-
-/// Returns a name by which a file can be reached.
-fn live(node: &Node) -> Res<PathBuf> {
-    node.live_path().ok_or(Errno::ENOENT)
 }
 
 fn handle(mark: u8) -> FileHandle {
@@ -1355,7 +1373,7 @@ impl<V: Volume> Shared<V> {
             return Err(Errno::EOPNOTSUPP);
         }
         let base = PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()));
-        let path = live(node)?;
+        let path = self.reach(node)?;
         // "/." makes the link itself resolve when the node is the root.
         cstr(&base.join(if path.as_os_str().is_empty() {
             Path::new(".")

@@ -127,7 +127,11 @@ impl Client {
                 let _ = tokio::time::timeout(CONTINUE_TIMEOUT, asked.notified()).await;
             };
             let frames = BodyStream::new(body);
-            StreamBody::new(stream::once(wait).filter_map(|()| ready(None)).chain(frames))
+            StreamBody::new(
+                stream::once(wait)
+                    .filter_map(|()| ready(None))
+                    .chain(frames),
+            )
         };
         let mut request = self.request(Method::POST, path, body)?;
         let expect = HeaderValue::from_static("100-continue");

@@ -414,6 +414,39 @@ fn change_page_size(pair: &Pair) {
 }
 
 #[test]
+fn a_replica_can_be_opened_at_any_moment_while_its_files_are_replaced() {
+    let Some(pair) = Pair::start(true) else {
+        return;
+    };
+    let name = "a.db";
+    let mut db = pair.primary.open(name);
+    run(&db, TABLE);
+    run(&db, &insert(10, 100));
+    pair.same(&mut db, name);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for _ in 0..2 {
+            s.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let path = pair.replica.path(name);
+                    assert!(fs::metadata(&path).unwrap().len() > 0);
+                    assert_eq!(
+                        text(&pair.replica.open(name), "SELECT count(*) FROM t"),
+                        "10"
+                    );
+                }
+            });
+        }
+        for i in 0..60 {
+            run(&db, &format!("PRAGMA page_size={}", 1024 << (i % 2)));
+            run(&db, "VACUUM");
+            pair.same(&mut db, name);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn auto_vacuum_shrinks_a_replica() {
     let Some(pair) = Pair::start(true) else {
         return;
