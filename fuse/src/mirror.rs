@@ -602,6 +602,15 @@ fn moved_file(st: &libc::stat) -> Moved {
     }
 }
 
+fn sync(file: &File, is_data_only: bool) -> Res<()> {
+    let done = if is_data_only {
+        file.sync_data()
+    } else {
+        file.sync_all()
+    };
+    done.map_err(|e| os(&e))
+}
+
 fn handle(mark: u8) -> FileHandle {
     FileHandle(u64::from(mark))
 }
@@ -1077,12 +1086,7 @@ impl<V: Volume> Filesystem for MirrorFs<V> {
             }
             let file = node.open_file().ok_or(Errno::EBADF)?;
             s.with_before(&Op::Fsync { path: &node.path() }, caller(req), || {
-                if datasync {
-                    file.sync_data()
-                } else {
-                    file.sync_all()
-                }
-                .map_err(|e| os(&e))
+                sync(&file, datasync)
             })
         });
         done(reply, result);
@@ -1118,13 +1122,13 @@ impl<V: Volume> Filesystem for MirrorFs<V> {
         _req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
-        _datasync: bool,
+        datasync: bool,
         reply: ReplyEmpty,
     ) {
         let s = &self.shared;
         let result = s.node(ino).and_then(|n| {
             let dir = s.open_backing_file(&n.path(), libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-            dir.sync_all().map_err(|e| os(&e))
+            sync(&dir, datasync)
         });
         done(reply, result);
     }
@@ -1194,7 +1198,20 @@ impl<V: Volume> Filesystem for MirrorFs<V> {
         let s = &self.shared;
         let mut buf = vec![0_u8; size as usize];
         let len = s.node(ino).and_then(|n| {
-            let (path, name) = (s.xattr_path(&n)?, cstr(Path::new(name))?);
+            let name = cstr(Path::new(name))?;
+            // The kernel asks for capabilities at each first write after a look at the attributes.
+            if let Some(file) = n.open_file() {
+                // SAFETY: the string is NUL-terminated, the buffer has `size` bytes, the descriptor is open.
+                return xattr_len(unsafe {
+                    libc::fgetxattr(
+                        file.as_raw_fd(),
+                        name.as_ptr(),
+                        buf.as_mut_ptr().cast(),
+                        buf.len(),
+                    )
+                });
+            }
+            let path = s.xattr_path(&n)?;
             // SAFETY: both strings are NUL-terminated, the buffer has `size` bytes.
             xattr_len(unsafe {
                 libc::lgetxattr(

@@ -36,6 +36,8 @@ const BYTES_PER_POLL: u64 = 32 << 10;
 const WAL_POLL_MAX: Duration = Duration::from_millis(10);
 /// How long writes to a database file are let settle before it is looked at.
 const FILE_SETTLE: Duration = Duration::from_millis(5);
+/// How often a database is looked at whose commits come through its journal, where they are captured at once.
+const HOOKED_POLL: Duration = Duration::from_millis(50);
 /// How long to wait for a transaction that is under way, at first and at most.
 const BUSY_WAIT: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 /// How long to wait at first for a commit whose frames are in the WAL.
@@ -75,8 +77,8 @@ struct Queue {
     by_time: BTreeSet<(Instant, Look)>,
     times: HashMap<Look, Instant>,
     busy: HashMap<Look, Duration>,
-    /// What had been captured of databases at the last look at their WAL, in bytes.
-    seen: HashMap<PathBuf, u64>,
+    /// What had been captured of databases at the end of the last look, in bytes.
+    seen: HashMap<Look, u64>,
 }
 
 impl std::fmt::Debug for Watcher {
@@ -320,7 +322,7 @@ impl Watcher {
             return;
         };
         let look = Look::Wal(main.to_owned());
-        match self.capture_new(&db, main) {
+        match self.capture_new(&db, &look) {
             Err(error) => {
                 tracing::error!(db = %db.name(), error = chain(&error), "cannot capture, will try again");
                 self.ask(look, BUSY_WAIT.1);
@@ -330,28 +332,36 @@ impl Watcher {
                 self.ask(look, BUSY_WAIT.1);
             }
             Ok(bytes @ 1..) => {
+                if let Err(error) = db.forget_history() {
+                    tracing::error!(db = %db.name(), error = chain(&error), "begin the log anew");
+                }
                 self.queue.lock().busy.remove(&look);
                 let polls = u32::try_from(bytes / BYTES_PER_POLL).unwrap_or(u32::MAX);
                 self.ask(look, WAL_POLL_MAX.min(WAL_POLL.saturating_mul(polls + 1)));
             }
-            Ok(0) => self.rest_at_wal(&db, main, look),
+            Ok(0) => self.rest_at_wal(&db, look),
         }
     }
 
     /// Captures; returns how many bytes the log has grown by since the last look, by us or by a hook.
-    fn capture_new(&self, db: &Db, main: &Path) -> Result<u64, DbError> {
+    fn capture_new(&self, db: &Db, look: &Look) -> Result<u64, DbError> {
         db.capture_wal()?;
+        Ok(self.grown(db, look))
+    }
+
+    /// Returns how many bytes the log has grown by since this was last asked.
+    fn grown(&self, db: &Db, look: &Look) -> u64 {
         let bytes = db.captured_bytes();
-        let seen = self.queue.lock().seen.insert(main.to_owned(), bytes);
-        Ok(bytes - seen.unwrap_or_default().min(bytes))
+        let seen = self.queue.lock().seen.insert(look.clone(), bytes);
+        bytes - seen.unwrap_or_default().min(bytes)
     }
 
     /// Nothing is new: leaves it to the next write to wake us. A commit whose frames are written but not yet
     /// published makes no event when it is; while there may be one, we look again, ever less often.
-    fn rest_at_wal(&self, db: &Db, main: &Path, look: Look) {
+    fn rest_at_wal(&self, db: &Db, look: Look) {
         let is_armed_now = self.arm(&look, false);
         // Written between the look and the mark.
-        if is_armed_now && self.capture_new(db, main).unwrap_or(1) > 0 {
+        if is_armed_now && self.capture_new(db, &look).unwrap_or(1) > 0 {
             self.ask(look, WAL_POLL);
             return;
         }
@@ -385,7 +395,15 @@ impl Watcher {
             }
             return;
         };
-        match self.capture_file(&db) {
+        let is_hooked = self.grown(&db, look) > 0;
+        let scanned = self.capture_file(&db);
+        // What this look captured is not what a hook did.
+        self.grown(&db, look);
+        match scanned {
+            Ok(Scanned::Clean) if is_hooked && !db.has_wal() => {
+                self.queue.lock().busy.remove(look);
+                self.ask(look.clone(), HOOKED_POLL);
+            }
             Ok(Scanned::Clean) => {
                 self.queue.lock().busy.remove(look);
                 // A WAL tells of all that is written; its removal brings us back here.

@@ -36,6 +36,7 @@ pub(crate) struct Data {
     pub(crate) retention: Option<GoDuration>,
     pub(crate) retention_monitor_interval: Option<GoDuration>,
     pub(crate) retention_size: Option<ByteSize>,
+    pub(crate) retain_without_replicas: Option<Flag>,
     pub(crate) segment_size: Option<ByteSize>,
 }
 

@@ -42,6 +42,7 @@ pub const KEYS: &[Key] = &[
     key("data.retention", Full),
     key("data.retention-monitor-interval", Full),
     key("data.retention-size", Ours),
+    key("data.retain-without-replicas", Ours),
     key("data.segment-size", Ours),
     key("fuse.dir", Full),
     key("fuse.allow-other", Full),

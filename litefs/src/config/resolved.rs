@@ -67,6 +67,8 @@ pub struct Data {
     pub retention_monitor_interval: Option<Duration>,
     /// Bytes of log kept per database, whatever their age; `None` for any number.
     pub retention_size_bytes: Option<u64>,
+    /// Whether bursts are kept for the retention even while no replica is known.
+    pub retain_without_replicas: bool,
     /// Bytes after which a log segment is closed.
     pub segment_size_bytes: u64,
 }
@@ -227,6 +229,7 @@ impl Data {
                 .retention_monitor_interval
                 .map_or(Some(DEFAULT_RETENTION_MONITOR_INTERVAL), |d| d.positive()),
             retention_size_bytes: (retention_size > 0).then_some(retention_size),
+            retain_without_replicas: flag(file.retain_without_replicas, false),
             segment_size_bytes,
         })
     }

@@ -90,6 +90,18 @@ impl Db {
         Ok(Scanned::Clean)
     }
 
+    /// Captures what has been committed so far, as far as that can be told without one of SQLite's locks.
+    ///
+    /// # Errors
+    /// Disk or log.
+    pub fn capture_now(&self) -> Result<(), DbError> {
+        self.capture_wal()?;
+        if !self.is_captured() {
+            self.capture_untraced(false)?;
+        }
+        Ok(())
+    }
+
     /// Captures what was written without a trace before a journal or a WAL that is about to be made, which tells only of
     /// what comes after it. Who makes it holds SQLite's lock: no transaction is under way.
     ///
@@ -97,16 +109,12 @@ impl Db {
     /// Disk or log; the file must then not be made.
     pub fn capture_before_journal(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
-        let main = match File::open(&self.paths.main) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(DbError::io("open", &self.paths.main)(e)),
-        };
-        let stamp = Stamp::of(&main).map_err(DbError::io("stat", &self.paths.main))?;
-        if inner.stamp == Some(stamp) {
-            return Ok(());
+        match std::fs::metadata(&self.paths.main) {
+            Ok(m) if inner.stamp == Some(Stamp::from(&m)) => Ok(()),
+            Ok(_) => self.capture_view(&mut inner, false),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(DbError::io("stat", &self.paths.main)(e)),
         }
-        self.capture_view(&mut inner, false)
     }
 
     /// Captures the WAL, which is about to be removed; if all of it is in the database file, which SQLite sees to, that

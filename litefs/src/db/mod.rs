@@ -27,6 +27,7 @@ mod capture_wal;
 mod commit;
 mod drop;
 mod error;
+mod history;
 pub mod log;
 pub mod page_checksums;
 pub mod paths;
@@ -87,6 +88,7 @@ use parking_lot::{Mutex, MutexGuard};
 pub(crate) use apply::from_log as record_from_log;
 pub use capture_scan::Scanned;
 pub use error::DbError;
+pub use history::History;
 pub use paths::DbPaths;
 pub use snapshot::{PageCopyReader, PageCopyWriter};
 
@@ -125,6 +127,8 @@ pub struct NodeContext {
     pub own_threads: Mutex<std::collections::HashSet<u32>>,
     /// Programs that outlived a former daemon.
     pub survivors: crate::survivors::Survivors,
+    /// Whether somebody may come for what is in the logs.
+    pub history: History,
     /// Settings of logs.
     pub log_options: log::LogOptions,
 }
@@ -289,13 +293,18 @@ struct Stamp {
 
 impl Stamp {
     fn of(file: &File) -> std::io::Result<Stamp> {
+        Ok(Stamp::from(&file.metadata()?))
+    }
+}
+
+impl From<&std::fs::Metadata> for Stamp {
+    fn from(m: &std::fs::Metadata) -> Stamp {
         use std::os::unix::fs::MetadataExt;
-        let m = file.metadata()?;
-        Ok(Stamp {
+        Stamp {
             size: m.len(),
             mtime: (m.mtime(), m.mtime_nsec()),
             ino: m.ino(),
-        })
+        }
     }
 }
 
@@ -406,19 +415,8 @@ impl Db {
                     file.sync_data().map_err(DbError::io("sync", path))?;
                 }
             }
-            let meta = log::RecordMeta {
-                epoch: self.node.epoch.load(Ordering::Acquire),
-                min_txid: inner.pos.txid,
-                max_txid: inner.pos.txid,
-                pre_apply_checksum: inner.pos.post_apply_checksum,
-                post_apply_checksum: inner.pos.post_apply_checksum,
-                timestamp_ms: self.published.lock().timestamp_ms,
-                commit: inner.page_count,
-                page_size: inner.page_size.unwrap_or(PageSize::DEFAULT),
-                wal: inner.cursor,
-            };
             self.log
-                .restart(&meta, log::Older::Quarantine)
+                .restart(&self.meta_here(&inner), log::Older::Quarantine)
                 .map_err(self.log_error())?;
             tracing::warn!(db = %self.name, pos = %inner.pos, "log lost records and begins anew; replicas that are behind get a page copy");
         }

@@ -132,6 +132,10 @@ impl Db {
         let loaded = match PageChecksums::load(&*node.disk, &paths.meta) {
             Ok(loaded) => Some(loaded),
             Err(Unusable::Missing) => None,
+            Err(why) if trust == Trust::Nothing => {
+                tracing::info!(db = %name, %why, "power was lost while page checksums were written: all pages are read");
+                None
+            }
             Err(why) => {
                 tracing::error!(
                     db = %name, path = %paths.meta.join("page-checksums.*").display(), %why,
@@ -701,9 +705,12 @@ impl Db {
     /// # Errors
     /// Disk, log.
     pub fn persist(&self, durable: bool) -> Result<(), DbError> {
-        let mut inner = self.lock();
+        self.persist_locked(&mut self.lock(), durable)
+    }
+
+    pub(super) fn persist_locked(&self, inner: &mut Inner, durable: bool) -> Result<(), DbError> {
         if durable && self.node.is_primary() {
-            self.capture_wal_locked(&mut inner)?;
+            self.capture_wal_locked(inner)?;
         }
         if durable {
             self.log.sync().map_err(self.log_error())?;

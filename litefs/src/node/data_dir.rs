@@ -231,6 +231,19 @@ impl DataDir {
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
+    /// Returns when a replica was last known to follow, in milliseconds of the wall clock.
+    pub(super) fn replicas_seen_ms(&self) -> Option<i64> {
+        let text = fs::read_to_string(self.root.join("replicas-seen")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    pub(super) fn set_replicas_seen_ms(&self, ms: i64) -> anyhow::Result<()> {
+        self.write_durably(
+            &self.root.join("replicas-seen"),
+            format!("{ms}\n").as_bytes(),
+        )
+    }
+
     pub(super) fn set_epoch(&self, epoch: u64) -> anyhow::Result<()> {
         self.write_durably(&self.root.join("epoch"), format!("{epoch}\n").as_bytes())
     }

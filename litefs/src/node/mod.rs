@@ -18,8 +18,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::config::{Passthrough, Resolved, Role};
-use crate::db::NodeContext;
 use crate::db::log::{LogOptions, ltx_meta};
+use crate::db::{History, NodeContext};
 use crate::disk::RealDisk;
 use crate::exec::{Signals, Supervisor, asks_to_stop};
 use crate::http::{HttpDial, Server};
@@ -172,7 +172,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         ports: ports.clone(),
         hostname: hostname.clone(),
         mount: config.fuse.dir.clone(),
-        replicas,
+        replicas: replicas.clone(),
         events: events.clone(),
         listeners: listeners.clone(),
     });
@@ -205,9 +205,16 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let upkeep = {
         let store = store.clone();
         let pace = config.data.retention_monitor_interval;
+        let attendance = Attendance {
+            node: node.clone(),
+            data_dir: data_dir.clone(),
+            replicas,
+            retention: config.data.retention.unwrap_or(Duration::MAX),
+            written_ms: 0,
+        };
         std::thread::Builder::new()
             .name("upkeep".into())
-            .spawn(move || upkeep(&store, pace, &upkeep_stopped))?
+            .spawn(move || upkeep(&store, pace, attendance, &upkeep_stopped))?
     };
 
     let code = supervise(&config, &mut signals, &ports, is_primary).await;
@@ -405,8 +412,27 @@ fn make_context(
         invalidator: Mutex::new(None),
         own_threads: Mutex::new(HashSet::new()),
         survivors: survivors::Survivors::default(),
+        history: wanted_history(config, data_dir),
         log_options,
     }))
+}
+
+/// History is for replicas that were here, unless it is wanted anyway.
+fn wanted_history(config: &Resolved, data_dir: &DataDir) -> History {
+    let history = History::default();
+    let until = match (config.data.retention, data_dir.replicas_seen_ms()) {
+        _ if config.data.retain_without_replicas => i64::MAX,
+        (Some(age), Some(ms)) => after(ms, age),
+        (Some(_), None) => return history,
+        (None, _) => i64::MAX,
+    };
+    history.want_until(until);
+    history
+}
+
+/// Returns a time that is later by `age`, in milliseconds.
+fn after(ms: i64, age: Duration) -> i64 {
+    i64::try_from(age.as_millis()).map_or(i64::MAX, |age| ms.saturating_add(age))
 }
 
 fn prepare_mount_point(config: &Resolved) -> anyhow::Result<()> {
@@ -473,8 +499,43 @@ fn raise_file_limit() {
 
 const UPKEEP_NICE: i32 = 10;
 
+/// Notes when replicas follow: history is kept for them.
+struct Attendance {
+    node: Arc<NodeContext>,
+    data_dir: DataDir,
+    replicas: Arc<Replicas>,
+    retention: Duration,
+    written_ms: i64,
+}
+
+impl Attendance {
+    fn note(&mut self) {
+        if self.replicas.connected_count() == 0 {
+            return;
+        }
+        let now = crate::clock::wall_ms();
+        self.node.history.want_until(after(now, self.retention));
+        if now.abs_diff(self.written_ms) >= ATTENDANCE_MS {
+            match self.data_dir.set_replicas_seen_ms(now) {
+                Ok(()) => self.written_ms = now,
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "note that a replica follows")
+                }
+            }
+        }
+    }
+}
+
+/// How exactly it is known after a restart when a replica followed last.
+const ATTENDANCE_MS: u64 = 60_000;
+
 /// Compacts logs, enforces retention, closes idle databases of a replica, writes checksums down.
-fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Receiver<()>) {
+fn upkeep(
+    store: &Store,
+    pace: Option<Duration>,
+    mut attendance: Attendance,
+    stopped: &std::sync::mpsc::Receiver<()>,
+) {
     use std::sync::mpsc::RecvTimeoutError;
     // SAFETY: changes the priority of this thread alone, by value. It can wait for programs, they should not for it.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, UPKEEP_NICE) };
@@ -484,6 +545,7 @@ fn upkeep(store: &Store, pace: Option<Duration>, stopped: &std::sync::mpsc::Rece
     let mut last_seen: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
     let tick = pace.map_or(MAINTENANCE, |pace| pace.clamp(MIN_MAINTENANCE, MAINTENANCE));
     while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
+        attendance.note();
         let persist_now = last_persist.elapsed() >= PERSIST;
         for db in store.all() {
             match db.repair_log() {

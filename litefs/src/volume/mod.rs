@@ -106,6 +106,19 @@ impl LiteVolume {
         }
     }
 
+    /// Returns the database whose position is shown at a path. On a primary it is that of its last commit: who asks after
+    /// a commit wants to know that one.
+    fn position_at(&self, path: &Path) -> Option<Arc<Db>> {
+        let db = self.store.at(&strip_suffix(path, "-pos")?)?;
+        if self.node.is_primary()
+            && let Err(error) = db.capture_now()
+        {
+            // The watcher tries again.
+            tracing::warn!(db = %db.name(), error = chain(&error), "cannot capture");
+        }
+        (db.published().page_count > 0).then_some(db)
+    }
+
     /// Returns whether a journal was left by a finished transaction with its header zeroed.
     fn journal_is_kept(&self, path: &Path) -> bool {
         let mut head = [0; journal::JOURNAL_HEADER_LEN];
@@ -428,11 +441,7 @@ impl fuse::Volume for LiteVolume {
                 self.lag.primary_ms(),
             ),
             _ => {
-                let db = self.store.at(&strip_suffix(path, "-pos")?)?;
-                let published = db.published();
-                if published.page_count == 0 {
-                    return None;
-                }
+                let published = self.position_at(path)?.published();
                 text(format!("{}\n", published.pos), published.timestamp_ms)
             }
         }
@@ -441,9 +450,7 @@ impl fuse::Volume for LiteVolume {
     fn is_virtual_name(&self, path: &Path) -> bool {
         path == Path::new(".primary")
             || path == Path::new(".lag")
-            || strip_suffix(path, "-pos")
-                .and_then(|main| self.store.at(&main))
-                .is_some_and(|db| db.published().page_count > 0)
+            || self.position_at(path).is_some()
     }
 
     fn may_appear(&self, path: &Path) -> bool {

@@ -331,3 +331,29 @@ fn a_client_that_dies_in_a_transaction_leaves_nothing() {
         reader.succeed();
     }
 }
+
+#[test]
+fn the_position_read_after_a_commit_is_that_of_the_commit() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary(dir.path(), "");
+    for mode in ["wal", "delete", "truncate", "persist"] {
+        let name = format!("{mode}.db");
+        let db = primary.open(&name);
+        db.query_row(&format!("PRAGMA journal_mode={mode}"), [], |_| Ok(()))
+            .unwrap();
+        db.execute_batch("CREATE TABLE t(x)").unwrap();
+        let txid = || {
+            let pos = fs::read_to_string(primary.path(&format!("{name}-pos")));
+            let pos = pos.unwrap_or_else(|e| panic!("{name}: {e}"));
+            u64::from_str_radix(&pos[..16], 16).unwrap()
+        };
+        let begin = txid();
+        for n in 1..=200 {
+            db.execute("INSERT INTO t VALUES(1)", []).unwrap();
+            assert_eq!(txid(), begin + n, "{mode}");
+        }
+    }
+}

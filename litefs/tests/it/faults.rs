@@ -459,7 +459,8 @@ impl Pair {
     fn new(mode: &str) -> Pair {
         let dir = tempfile::tempdir().unwrap();
         let options = Options {
-            data_keys: ", segment-size: 64KiB, compress: false".into(),
+            data_keys: ", segment-size: 64KiB, retain-without-replicas: true, compress: false"
+                .into(),
             ..Options::default()
         };
         let primary = Node::primary_with(dir.path(), options.clone());

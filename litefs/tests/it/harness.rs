@@ -255,6 +255,18 @@ impl Drop for Node {
     }
 }
 
+/// Returns the first transaction that a database's log has, from what the node keeps about it.
+pub(crate) fn first_in_log(meta: &Path) -> u64 {
+    let files = ["ltx", "log"].into_iter().flat_map(|dir| {
+        let files = fs::read_dir(meta.join(dir)).unwrap();
+        files.map(|file| file.unwrap().file_name().into_string().unwrap())
+    });
+    files
+        .filter_map(|name| u64::from_str_radix(name.split(['-', '.']).next()?, 16).ok())
+        .min()
+        .unwrap_or(0)
+}
+
 /// Requires that a replica comes to the primary's state, by position and as SQLite sees it.
 pub(crate) fn assert_same(primary: &Node, replica: &Node, name: &str) {
     let mut seen = String::new();

@@ -6,6 +6,7 @@ mod clients;
 mod crash;
 mod faults;
 mod harness;
+mod history;
 mod litestream;
 mod modes;
 mod nodes;

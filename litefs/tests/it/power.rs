@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use crate::harness::{Node, Options, PATIENCE, assert_same, cannot_mount, wait_for};
+use crate::harness::{Node, Options, PATIENCE, assert_same, cannot_mount, first_in_log, wait_for};
 
 /// A file system in a file.
 struct Image {
@@ -432,6 +432,15 @@ fn come_back_and_check(
     writers: &Writers,
 ) -> String {
     come_back(image, primary);
+    check_promises(primary, writers);
+    for (mode, _) in &writers.known {
+        go_on(primary, replica, mode);
+    }
+    primary.log()
+}
+
+/// Requires of a primary that came back what SQLite promised its writers.
+fn check_promises(primary: &Node, writers: &Writers) {
     for (mode, known) in &writers.known {
         let n = check(primary, mode);
         let acknowledged = known.before_cut.load(Ordering::Acquire);
@@ -447,10 +456,6 @@ fn come_back_and_check(
             mode.name
         );
     }
-    for (mode, _) in &writers.known {
-        go_on(primary, replica, mode);
-    }
-    primary.log()
 }
 
 /// Requires that a database can be written and is replicated.
@@ -527,6 +532,43 @@ fn power_cuts_after_parts_were_written_back_lose_nothing_promised() {
 #[test]
 fn power_cuts_while_segments_are_sealed_lose_nothing_promised() {
     cuts(3, 3, ", segment-size: 64KiB", 1500, true);
+}
+
+#[test]
+fn power_cuts_of_a_lone_primary_that_lets_history_go_lose_nothing_promised() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let Some(image) = Image::new(dir.path(), "disk", 256) else {
+        return;
+    };
+    let options = on_image(&image, ", segment-size: 64KiB");
+    let mut primary = Node::primary_with(dir.path(), options);
+    for mode in &MODES {
+        create(&primary, mode);
+    }
+    for _ in 0..3 {
+        let first = |mode: &Mode| first_in_log(&primary.meta(mode.name));
+        let before: Vec<u64> = MODES.iter().map(first).collect();
+        let mut writers = Writers::start(&primary, &MODES);
+        wait_for("logs of WAL databases to begin anew twice", || {
+            (0..2).all(|i| first(&MODES[i]) > before[i] + 40)
+        });
+        for (_, known) in &writers.known {
+            let acknowledged = known.acknowledged.load(Ordering::Acquire);
+            known.before_cut.store(acknowledged, Ordering::Release);
+        }
+        image.cut();
+        primary.kill();
+        writers.ended();
+        come_back(&image, &mut primary);
+        check_promises(&primary, &writers);
+    }
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    for mode in &MODES {
+        go_on(&primary, &replica, mode);
+    }
 }
 
 const NORMAL: Mode = MODES[1];

@@ -316,6 +316,12 @@ impl Log {
         self.state.lock().base()
     }
 
+    /// Returns how long the files of the log are together.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.state.lock().total_bytes()
+    }
+
     /// Adds a record; it is in the file, but not durable before [`sync`](Log::sync).
     ///
     /// # Errors
