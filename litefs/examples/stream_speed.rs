@@ -282,7 +282,7 @@ struct Pair {
 impl Pair {
     async fn start(store: Store) -> anyhow::Result<Pair> {
         let store = Arc::new(store);
-        let replicas = Replicas::new();
+        let replicas = Replicas::new(Arc::new(litefs::history::History::new(None, None)));
         let (acks_in, acks) = mpsc::channel();
         replicas.set_listener(Arc::new(Acks(acks_in)));
         let port = Arc::new(Port(Arc::clone(&store)));

@@ -10,6 +10,7 @@ pub mod db;
 pub mod disk;
 pub mod exec;
 pub mod exit;
+pub mod history;
 pub mod http;
 pub mod lag;
 pub mod logging;

@@ -5,31 +5,11 @@
 //! (adr/0007). So once the log of a burst is long, it begins anew at the present position. What joins later is sent the
 //! pages that differ, as it would be past the retention.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::log::{Older, RecordMeta};
 use super::{Db, DbError, Inner};
-use crate::clock;
 use crate::ltx::PageSize;
-
-/// Until when a node keeps history, in milliseconds of the wall clock.
-#[derive(Debug, Default)]
-pub struct History {
-    wanted_until_ms: AtomicI64,
-}
-
-impl History {
-    /// Keeps history until a time, and for good with `i64::MAX`.
-    pub fn want_until(&self, ms: i64) {
-        self.wanted_until_ms.fetch_max(ms, Ordering::Relaxed);
-    }
-
-    /// Returns whether somebody may come back for history.
-    #[must_use]
-    pub fn is_wanted(&self) -> bool {
-        clock::wall_ms() < self.wanted_until_ms.load(Ordering::Relaxed)
-    }
-}
 
 impl Db {
     /// Begins the log anew if it has grown to a segment, by half of one since the last upkeep, and nobody wants what is

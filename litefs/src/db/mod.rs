@@ -88,7 +88,6 @@ use parking_lot::{Mutex, MutexGuard};
 pub(crate) use apply::from_log as record_from_log;
 pub use capture_scan::Scanned;
 pub use error::DbError;
-pub use history::History;
 pub use paths::DbPaths;
 pub use snapshot::{PageCopyReader, PageCopyWriter};
 
@@ -128,7 +127,7 @@ pub struct NodeContext {
     /// Programs that outlived a former daemon.
     pub survivors: crate::survivors::Survivors,
     /// Whether somebody may come for what is in the logs.
-    pub history: History,
+    pub history: Arc<crate::history::History>,
     /// Settings of logs.
     pub log_options: log::LogOptions,
 }

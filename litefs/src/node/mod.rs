@@ -18,10 +18,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::config::{Passthrough, Resolved, Role};
+use crate::db::NodeContext;
 use crate::db::log::{LogOptions, ltx_meta};
-use crate::db::{History, NodeContext};
 use crate::disk::RealDisk;
 use crate::exec::{Signals, Supervisor, asks_to_stop};
+use crate::history::History;
 use crate::http::{HttpDial, Server};
 use crate::lag::Lag;
 use crate::replication::receive::{ReceiveConfig, Receiver};
@@ -154,7 +155,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     });
     let (events, _) = broadcast::channel(1024);
     let listeners = Arc::new(tokio::sync::Notify::new());
-    let replicas = Replicas::new();
+    let replicas = Replicas::new(node.history.clone());
     let hostname = if is_primary {
         config.lease.hostname.clone()
     } else {
@@ -209,8 +210,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             node: node.clone(),
             data_dir: data_dir.clone(),
             replicas,
-            retention: config.data.retention.unwrap_or(Duration::MAX),
-            written_ms: 0,
+            written_ms: i64::MIN,
         };
         std::thread::Builder::new()
             .name("upkeep".into())
@@ -412,27 +412,15 @@ fn make_context(
         invalidator: Mutex::new(None),
         own_threads: Mutex::new(HashSet::new()),
         survivors: survivors::Survivors::default(),
-        history: wanted_history(config, data_dir),
+        history: Arc::new(History::new(
+            config
+                .data
+                .retention
+                .filter(|_| !config.data.retain_without_replicas),
+            data_dir.replicas_seen_ms(),
+        )),
         log_options,
     }))
-}
-
-/// History is for replicas that were here, unless it is wanted anyway.
-fn wanted_history(config: &Resolved, data_dir: &DataDir) -> History {
-    let history = History::default();
-    let until = match (config.data.retention, data_dir.replicas_seen_ms()) {
-        _ if config.data.retain_without_replicas => i64::MAX,
-        (Some(age), Some(ms)) => after(ms, age),
-        (Some(_), None) => return history,
-        (None, _) => i64::MAX,
-    };
-    history.want_until(until);
-    history
-}
-
-/// Returns a time that is later by `age`, in milliseconds.
-fn after(ms: i64, age: Duration) -> i64 {
-    i64::try_from(age.as_millis()).map_or(i64::MAX, |age| ms.saturating_add(age))
 }
 
 fn prepare_mount_point(config: &Resolved) -> anyhow::Result<()> {
@@ -499,28 +487,29 @@ fn raise_file_limit() {
 
 const UPKEEP_NICE: i32 = 10;
 
-/// Notes when replicas follow: history is kept for them.
+/// Writes down when a replica was last here: history is kept for it.
 struct Attendance {
     node: Arc<NodeContext>,
     data_dir: DataDir,
     replicas: Arc<Replicas>,
-    retention: Duration,
     written_ms: i64,
 }
 
 impl Attendance {
     fn note(&mut self) {
-        if self.replicas.connected_count() == 0 {
+        if self.replicas.connected_count() > 0 {
+            self.node.history.replica_is_here();
+        }
+        let Some(seen) = self.node.history.seen_ms() else {
+            return;
+        };
+        if seen.abs_diff(self.written_ms) < ATTENDANCE_MS {
             return;
         }
-        let now = crate::clock::wall_ms();
-        self.node.history.want_until(after(now, self.retention));
-        if now.abs_diff(self.written_ms) >= ATTENDANCE_MS {
-            match self.data_dir.set_replicas_seen_ms(now) {
-                Ok(()) => self.written_ms = now,
-                Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "note that a replica follows")
-                }
+        match self.data_dir.set_replicas_seen_ms(seen) {
+            Ok(()) => self.written_ms = seen,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "note that a replica follows");
             }
         }
     }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{Applied, DbName};
+use crate::history::History;
 
 /// Departed replicas remembered.
 const MAX_DEPARTED: usize = 256;
@@ -23,8 +24,8 @@ pub trait AckListener: Send + Sync + 'static {
 }
 
 /// All replicas of this node.
-#[derive(Default)]
 pub struct Replicas {
+    history: Arc<History>,
     entries: Mutex<HashMap<u64, Entry>>,
     listener: OnceLock<Arc<dyn AckListener>>,
 }
@@ -80,10 +81,14 @@ pub struct NodeIdTaken {
 }
 
 impl Replicas {
-    /// Makes an empty registry.
+    /// Makes an empty registry, which tells `history` of each replica that comes.
     #[must_use]
-    pub fn new() -> Arc<Replicas> {
-        Arc::default()
+    pub fn new(history: Arc<History>) -> Arc<Replicas> {
+        Arc::new(Replicas {
+            history,
+            entries: Mutex::default(),
+            listener: OnceLock::new(),
+        })
     }
 
     /// Sets who is told of acks; once.
@@ -141,6 +146,7 @@ impl Replicas {
         silence: Duration,
         now: Instant,
     ) -> Result<Registration, NodeIdTaken> {
+        self.history.replica_is_here();
         let ended = CancellationToken::new();
         let mut entries = self.entries.lock();
         let mut dbs = HashMap::new();
@@ -250,7 +256,7 @@ mod tests {
 
     #[test]
     fn same_process_replaces_other_process_is_refused_until_silent() {
-        let replicas = Replicas::new();
+        let replicas = Replicas::new(Arc::new(crate::history::History::new(None, None)));
         let now = Instant::now();
         let first = replicas.enter(7, 1, "a", SILENCE, now).unwrap();
         let err = replicas.enter(7, 2, "b", SILENCE, now).unwrap_err();
@@ -279,7 +285,7 @@ mod tests {
 
     #[test]
     fn acks_are_kept_per_database() {
-        let replicas = Replicas::new();
+        let replicas = Replicas::new(Arc::new(crate::history::History::new(None, None)));
         let db: DbName = "a".parse().unwrap();
         let place = replicas.enter(7, 1, "a", SILENCE, Instant::now()).unwrap();
         place.stalled(&db, "disk full".to_owned());

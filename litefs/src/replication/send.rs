@@ -602,8 +602,7 @@ impl Writer {
         };
         let page_size = valid_page_size(&**reader)?;
         let mut pages = reader.next_pages(max_bytes)?;
-        self.pace
-            .add(pages.len() * page_size.len(), Instant::now());
+        self.pace.add(pages.len() * page_size.len(), Instant::now());
         if pages.is_empty() {
             let end = reader.finish()?;
             self.session.copy_finished(stream, end);

@@ -98,7 +98,7 @@ impl Primary {
 
     async fn with(config: SendConfig) -> Primary {
         let source = FakeSource::new(1);
-        let replicas = Replicas::new();
+        let replicas = Replicas::new(Arc::new(crate::history::History::new(None, None)));
         let config = SendConfig {
             hostname: "ams".to_owned(),
             ..config
