@@ -31,6 +31,8 @@ pub(crate) fn cannot_mount() -> bool {
     false
 }
 
+pub(crate) const NOBODY: u32 = 65534;
+
 /// A running node; ended and unmounted when dropped.
 pub(crate) struct Node {
     pub(crate) dir: PathBuf,
@@ -56,6 +58,8 @@ pub(crate) struct Options {
     pub(crate) data: Option<PathBuf>,
     /// Environment of the process.
     pub(crate) env: Vec<(String, String)>,
+    /// Runs the process as nobody, by this command.
+    pub(crate) as_nobody_by: Vec<String>,
 }
 
 impl Node {
@@ -102,6 +106,11 @@ impl Node {
 
     fn prepare(dir: PathBuf, options: Options, primary: Option<u16>) -> Node {
         fs::create_dir_all(dir.join("mnt")).unwrap();
+        if !options.as_nobody_by.is_empty() {
+            for dir in [&dir, &dir.join("mnt")] {
+                std::os::unix::fs::chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+        }
         Node {
             dir,
             child: None,
@@ -153,7 +162,18 @@ impl Node {
         );
         fs::write(self.dir.join("litefs.yml"), config).unwrap();
         let log = fs::File::create(self.dir.join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_litefs"))
+        let mut argv = self.options.as_nobody_by.clone();
+        argv.push(match argv.is_empty() {
+            true => env!("CARGO_BIN_EXE_litefs").into(),
+            false => "./litefs".into(),
+        });
+        let child = Command::new(&argv[0])
+            .args(&argv[1..])
+            .current_dir(if argv.len() > 1 {
+                self.dir.parent().unwrap()
+            } else {
+                Path::new(".")
+            })
             .args(["mount", "-config"])
             .arg(self.dir.join("litefs.yml"))
             .env("NO_COLOR", "1")

@@ -9,6 +9,7 @@ mod harness;
 mod history;
 mod litestream;
 mod modes;
+mod nobody;
 mod nodes;
 mod power;
 mod scale;
