@@ -1,9 +1,10 @@
 # make test: everything CI runs.   make demo: three nodes on this machine.   make bench: the speed table.
-# Both first install what they need (Debian packages as root; otherwise they say what to install).
+# make conformance: SQLite's own test suite in the mount and in a plain directory, compared.
+# All first install what they need (Debian packages as root; otherwise they say what to install).
 SHELL := /bin/bash
 PACKAGES := sqlite3 libsqlite3-dev fuse3 gcc python3-venv
 LITESTREAM := target/tools/bin/litestream
-.PHONY: test demo bench lint tools setup
+.PHONY: test demo bench conformance lint tools setup
 
 setup:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
@@ -33,3 +34,8 @@ demo: setup
 bench: setup
 	cargo build --release -p litefs
 	@scripts/bench
+
+conformance: setup
+	cargo build --release -p litefs
+	@scripts/conformance
+	@scripts/conformance --user-space

@@ -106,7 +106,12 @@ impl View {
     /// Computes the checksum of every page. They are fewer than `page_count` where the file is cut off and no WAL
     /// makes up for it.
     pub(super) fn checksums(&self) -> std::io::Result<super::page_checksums::PageChecksums> {
-        let in_file = self.main.metadata()?.len() / u64::from(self.page_size.get());
+        let (len, page_len) = (self.main.metadata()?.len(), u64::from(self.page_size.get()));
+        let in_file = match self.header.page_count_in_header {
+            Some(_) => len / page_len,
+            // By SQLite's rule a last, partial page counts then, and ends in zeros.
+            None => len.div_ceil(page_len),
+        };
         let in_file = u32::try_from(in_file).map_or(self.page_count, |n| n.min(self.page_count));
         let mut sums = super::page_checksums::PageChecksums::scan(
             &self.main,
