@@ -26,6 +26,8 @@ mod volume;
 
 pub use fuser::Errno;
 pub use guard::{Guard, abort_connection};
-pub use mount::{MountOptions, Mounted, clean_stale_mount, is_mounted, mount};
+pub use mount::{
+    BareDir, MountOptions, Mounted, clean_stale_mount, is_mounted, is_stale_mount, mount,
+};
 pub use notify::Invalidator;
 pub use volume::{Caller, Flow, Op, OpenAnswer, OpenRequest, Serve, VirtualFile, Volume};

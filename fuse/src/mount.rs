@@ -1,10 +1,14 @@
 //! Mounts and unmounts, and cleans up after a daemon that was killed.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{IFlags, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 
@@ -150,39 +154,100 @@ pub fn is_mounted(path: &Path) -> io::Result<bool> {
     }))
 }
 
+/// Returns whether the mount of a killed daemon stands at a path: whatever is asked there fails.
+///
+/// # Errors
+/// When a live file system is mounted there, or the mount table cannot be read.
+pub fn is_stale_mount(path: &Path) -> io::Result<bool> {
+    if !is_mounted(path)? {
+        return Ok(false);
+    }
+    // Attributes may be answered from the kernel's cache; this is always asked of the daemon.
+    match rustix::fs::statfs(path).map_err(io::Error::from) {
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO)
+            ) =>
+        {
+            Ok(true)
+        }
+        _ => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!(
+                "{} is already a live mount; stop the process that serves it",
+                path.display()
+            ),
+        )),
+    }
+}
+
 /// Removes the mount that a killed daemon left at a path. Returns whether there was one.
 ///
 /// # Errors
-/// When a live file system is mounted there, or the kernel refuses.
+/// As [`is_stale_mount`], or the kernel refuses.
 pub fn clean_stale_mount(path: &Path) -> io::Result<bool> {
     let mut found = false;
-    while is_mounted(path)? {
-        // Attributes may be answered from the kernel's cache; this is always asked of the daemon.
-        match rustix::fs::statfs(path).map_err(io::Error::from) {
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO)
-                ) =>
-            {
-                match umount(path, libc::MNT_DETACH) {
-                    Err(e) if e.raw_os_error() == Some(libc::EPERM) => fusermount("-uz", path)?,
-                    other => other?,
-                }
-                found = true;
-            }
-            _ => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    format!(
-                        "{} is already a live mount; stop the process that serves it",
-                        path.display()
-                    ),
-                ));
-            }
+    while is_stale_mount(path)? {
+        match umount(path, libc::MNT_DETACH) {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => fusermount("-uz", path)?,
+            other => other?,
         }
+        found = true;
     }
     Ok(found)
+}
+
+/// Keeps programs from making files in the directory that a mount covers, while there is no mount, until dropped.
+///
+/// Who opens a database there would find none, make one, and lose it below the next mount.
+#[derive(Debug)]
+pub struct BareDir(Option<File>);
+
+impl BareDir {
+    /// Makes the directory immutable, whatever is mounted on it. Where that cannot be done (not root, or a file system
+    /// without such a flag), or is so already, nothing is changed.
+    #[must_use]
+    pub fn hold(path: &Path) -> BareDir {
+        let held = Self::open(path).and_then(|dir| {
+            let flags = rustix::fs::ioctl_getflags(&dir)?;
+            if flags.contains(IFlags::IMMUTABLE) {
+                return Ok(None);
+            }
+            rustix::fs::ioctl_setflags(&dir, flags | IFlags::IMMUTABLE)?;
+            Ok(Some(dir))
+        });
+        BareDir(held.unwrap_or_else(|error| {
+            tracing::debug!(path = %path.display(), %error, "cannot keep programs out of the bare mount point");
+            None
+        }))
+    }
+
+    fn open(path: &Path) -> io::Result<File> {
+        let path = std::path::absolute(path)?;
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        // A copy of the parent's mount without those in it.
+        let tree = rustix::mount::open_tree(
+            rustix::fs::CWD,
+            parent,
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )?;
+        let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&tree, name, how, Mode::empty())?.into())
+    }
+}
+
+impl Drop for BareDir {
+    fn drop(&mut self) {
+        let Some(dir) = self.0.take() else { return };
+        let cleared = rustix::fs::ioctl_getflags(&dir)
+            .and_then(|flags| rustix::fs::ioctl_setflags(&dir, flags - IFlags::IMMUTABLE));
+        if let Err(error) = cleared {
+            tracing::warn!(%error, "the directory below the mount stays immutable; chattr -i it before you remove it");
+        }
+    }
 }
 
 fn umount(path: &Path, flags: i32) -> io::Result<()> {

@@ -110,6 +110,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         lag.clone(),
         config.fuse.list_virtual,
     );
+    let bare = clear_mount_point(&config)?;
     let mounted = fuse::mount(
         Arc::new(volume),
         &fuse::MountOptions {
@@ -120,6 +121,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             threads: usize::from(config.fuse.threads.get()),
         },
     )?;
+    drop(bare);
     let mut mounts = outlived.mounts;
     let daemon = i32::try_from(std::process::id()).unwrap_or(0);
     let own = DataDir::describe_mount(&config.fuse.dir, daemon);
@@ -423,13 +425,14 @@ fn make_context(
     }))
 }
 
+/// Looks whether a mount can be made. That of a killed daemon stays until it can be: programs are to find it or ours.
 fn prepare_mount_point(config: &Resolved) -> anyhow::Result<()> {
     let dir = &config.fuse.dir;
     if !config.fuse.skip_unmount
-        && fuse::clean_stale_mount(dir)
+        && fuse::is_stale_mount(dir)
             .with_context(|| format!("clean up the mount at {}", dir.display()))?
     {
-        tracing::warn!(mount = %dir.display(), "removed the mount of a daemon that was killed");
+        return Ok(());
     }
     if dir.metadata().is_ok_and(|m| !m.is_dir()) {
         anyhow::bail!(
@@ -439,10 +442,39 @@ fn prepare_mount_point(config: &Resolved) -> anyhow::Result<()> {
     }
     std::fs::create_dir_all(dir)
         .with_context(|| format!("create mount point {} (fuse.dir)", dir.display()))?;
-    if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+    Ok(())
+}
+
+/// Makes room for a mount; programs make no files there before the result is dropped.
+fn clear_mount_point(config: &Resolved) -> anyhow::Result<fuse::BareDir> {
+    let dir = &config.fuse.dir;
+    let bare = fuse::BareDir::hold(dir);
+    if !config.fuse.skip_unmount
+        && fuse::clean_stale_mount(dir)
+            .with_context(|| format!("clean up the mount at {}", dir.display()))?
+    {
+        tracing::warn!(mount = %dir.display(), "removed the mount of a daemon that was killed");
+    }
+    let hidden: Vec<_> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .collect();
+    let databases: Vec<String> = hidden
+        .iter()
+        .filter(|entry| crate::store::is_database(&entry.path()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    if !databases.is_empty() {
+        tracing::error!(
+            mount = %dir.display(), databases = databases.join(", "),
+            "databases were made in the mount point while nothing was mounted, and are hidden now: stop litefs, move them \
+             away, and bring what is in them back with `litefs import` or by hand"
+        );
+    } else if !hidden.is_empty() {
         tracing::warn!(mount = %dir.display(), "the mount point is not empty; what is in it is hidden while litefs runs");
     }
-    Ok(())
+    Ok(bare)
 }
 
 async fn bind(config: &Resolved) -> anyhow::Result<TcpListener> {

@@ -188,3 +188,66 @@ fn where_files_cannot_be_fenced_the_node_waits_for_the_program() {
     assert_eq!(rows(&new), 1 + i64::try_from(more).unwrap());
     insert(&new).unwrap();
 }
+
+#[test]
+fn programs_never_find_the_bare_directory_while_a_daemon_is_replaced() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(dir.path(), "");
+    let path = primary.path("a.db");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let insert = |n: i64| -> rusqlite::Result<()> {
+        let db = rusqlite::Connection::open(&path)?;
+        db.execute_batch("CREATE TABLE IF NOT EXISTS t(n)")?;
+        db.execute("INSERT INTO t VALUES(?1)", [n])?;
+        Ok(())
+    };
+    insert(0).unwrap();
+    let acknowledged = std::thread::scope(|s| {
+        let program = s.spawn(|| {
+            let mut acknowledged = vec![0];
+            for n in 1.. {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                if insert(n).is_ok() {
+                    acknowledged.push(n);
+                }
+            }
+            acknowledged
+        });
+        for _ in 0..10 {
+            let size = || std::fs::metadata(&path).map_or(0, |m| m.len());
+            let before = size();
+            wait_for("commits", || size() > before);
+            primary.kill();
+            primary.launch();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        program.join().unwrap()
+    });
+    let db = primary.open("a.db");
+    let mut rows = db.prepare("SELECT n FROM t ORDER BY n").unwrap();
+    let found: std::collections::BTreeSet<i64> = rows
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let lost: Vec<i64> = acknowledged
+        .into_iter()
+        .filter(|n| !found.contains(n))
+        .collect();
+    assert_eq!(lost, [] as [i64; 0]);
+    drop(rows);
+    drop(db);
+    primary.stop();
+    let below: Vec<_> = std::fs::read_dir(dir.path().join("primary/mnt"))
+        .unwrap()
+        .collect();
+    assert!(below.is_empty(), "{below:?}");
+    // It can be removed: nothing of ours stays on it.
+    std::fs::remove_dir(dir.path().join("primary/mnt")).unwrap();
+    std::fs::create_dir(dir.path().join("primary/mnt")).unwrap();
+}
