@@ -41,7 +41,24 @@ pub struct PageCopyReader {
     next: u32,
     /// Pages that were read in another version than that of `start`.
     other: BTreeSet<Pgno>,
+    wal: Option<SeenWal>,
     pin: u64,
+}
+
+/// What was in the WAL at some moment.
+#[derive(Debug)]
+struct SeenWal {
+    /// Nothing if the database has another page size now, or is gone.
+    view: Option<View>,
+    at: Instant,
+    took: Duration,
+}
+
+impl SeenWal {
+    /// Returns whether reading through the WAL again would be a small part of the work done since.
+    fn is_old(&self) -> bool {
+        self.at.elapsed() > self.took.saturating_mul(20).max(Duration::from_millis(50))
+    }
 }
 
 impl PageCopyReader {
@@ -76,6 +93,7 @@ impl PageCopyReader {
             have,
             next: 1,
             other: BTreeSet::new(),
+            wal: None,
             pin,
             db,
         })
@@ -131,7 +149,7 @@ impl PageCopyReader {
         }
         let io = || DbError::io("read", &self.db.paths.main);
         let main = File::open(&self.db.paths.main).map_err(io())?;
-        let mut view = None;
+        let mut is_fresh = false;
         let mut saved: Option<BTreeMap<Pgno, Vec<u8>>> = None;
         let mut pages = Vec::with_capacity(wanted.len());
         let len = self.page_size.len();
@@ -152,11 +170,19 @@ impl PageCopyReader {
             if page_checksum(*pgno, page) == want {
                 continue;
             }
-            // Newer, or not yet checkpointed: the WAL tells.
-            if view.is_none() {
-                view = View::open(&self.db.paths, true)?;
+            // Newer, or not yet checkpointed: the WAL tells. To read through a long one takes longer than to read pages, so
+            // what was found in it is used for some time; what it then has not is read anew at the end.
+            if !is_fresh && self.wal.as_ref().is_none_or(|seen| seen.is_old()) {
+                let began = Instant::now();
+                let view = View::open(&self.db.paths, true)?;
+                self.wal = Some(SeenWal {
+                    view: view.filter(|v| v.page_size == self.page_size),
+                    at: Instant::now(),
+                    took: began.elapsed(),
+                });
+                is_fresh = true;
             }
-            if let Some(view) = view.as_ref().filter(|v| v.page_size == self.page_size) {
+            if let Some(view) = self.wal.as_ref().and_then(|seen| seen.view.as_ref()) {
                 view.page(*pgno, page).map_err(io())?;
             }
             if page_checksum(*pgno, page) == want {
@@ -219,6 +245,7 @@ impl PageCopyReader {
             if wrong.is_empty() {
                 return Ok(Vec::new());
             }
+            self.wal = None;
             let mut pages = self.read(&wrong)?;
             pages.retain(|(p, _)| !self.other.contains(p));
             if !pages.is_empty() {
