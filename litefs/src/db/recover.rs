@@ -437,6 +437,10 @@ impl Db {
         if age != Age::Newer && self.heal_from_log(inner, &actual)? {
             return Ok(());
         }
+        if self.log.end().is_none() {
+            tracing::info!(db = %self.name, path = %self.paths.main.display(), "database is new here, it is captured as one transaction");
+            return self.capture_view(inner, true);
+        }
         let why = match is_replaced {
             true => "database was changed while litefs was stopped",
             false => "database holds what the log lost",

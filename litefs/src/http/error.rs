@@ -49,6 +49,15 @@ pub enum NodeError {
         /// What is wrong with them.
         why: String,
     },
+    /// Programs hold locks that stand against it.
+    #[error("{what}: {source}")]
+    Locked {
+        /// What was being done.
+        what: String,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
     /// The stream endpoint needs an upgrade.
     #[error("this endpoint speaks {PROTOCOL} after an HTTP/1.1 upgrade")]
     UpgradeRequired,
@@ -74,6 +83,7 @@ impl NodeError {
             | NodeError::Reserved { .. }
             | NodeError::BadDatabase { .. } => StatusCode::BAD_REQUEST,
             NodeError::NotFound(_) | NodeError::NoEndpoint(_) => StatusCode::NOT_FOUND,
+            NodeError::Locked { .. } => StatusCode::CONFLICT,
             NodeError::NotPrimary { .. } | NodeError::NotReady(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -106,6 +116,11 @@ impl NodeError {
             NodeError::BadDatabase { .. } => {
                 "send a SQLite database file that passes `PRAGMA integrity_check`".to_owned()
             }
+            NodeError::Locked { .. } => {
+                "programs have the database open; try again, and to bring in another page size, \
+                 which no WAL can change, close it in them first"
+                    .to_owned()
+            }
             NodeError::UpgradeRequired => {
                 "it is for litefs nodes; a proxy in between must pass upgrades on".to_owned()
             }
@@ -121,7 +136,8 @@ impl IntoResponse for NodeError {
     fn into_response(self) -> Response {
         let status = self.status();
         let mut error = self.to_string();
-        if let Some(cause) = std::error::Error::source(&self) {
+        let is_said = matches!(self, NodeError::Locked { .. });
+        if let Some(cause) = std::error::Error::source(&self).filter(|_| !is_said) {
             error = format!("{error}: {cause}");
         }
         if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::{Notify, broadcast};
 
 use super::ports::Ports;
@@ -75,6 +75,8 @@ fn wait_for_writer(looks: i32) -> bool {
     PAUSE.saturating_mul(looks.unsigned_abs()) < BUSY_TIMEOUT
 }
 
+const MAX_PART_LEN: usize = 255 - "-journal".len();
+
 /// Refuses names under which no database would be found.
 fn check_name(name: &DbName, target: &std::path::Path) -> Result<(), NodeError> {
     let is_of = |suffix| name.as_str().ends_with(suffix);
@@ -82,6 +84,12 @@ fn check_name(name: &DbName, target: &std::path::Path) -> Result<(), NodeError> 
         "files of this ending belong to another database"
     } else if is_of("-pos") || [".lag", ".primary"].contains(&name.as_str()) {
         "files of this name tell how the replication is"
+    } else if name
+        .as_str()
+        .split('/')
+        .any(|part| part.len() > MAX_PART_LEN)
+    {
+        "a part of it is longer than 247 bytes, and SQLite adds 8 for its journal"
     } else if target.is_dir() {
         "it is a directory"
     } else {
@@ -103,9 +111,14 @@ impl Drop for Remove {
 }
 
 fn sqlite_error(what: String) -> impl FnOnce(rusqlite::Error) -> NodeError {
-    move |e| NodeError::Io {
-        what,
-        source: std::io::Error::other(e),
+    move |e| match e.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            NodeError::Locked { what, source: e }
+        }
+        _ => NodeError::Io {
+            what,
+            source: std::io::Error::other(e),
+        },
     }
 }
 

@@ -839,17 +839,22 @@ async fn http_routes() {
     );
     converged(&primary, &sink, "b").await;
 
-    let metrics = get(&primary, "/metrics").await;
+    let acked = "litefs_replica_db_txid{node=\"replica\",db=\"a\"}";
+    let metrics = soon(async {
+        loop {
+            let metrics = get(&primary, "/metrics").await;
+            if metrics.contains(acked) {
+                return metrics;
+            }
+        }
+    })
+    .await;
     assert!(
         metrics.contains("\nlitefs_subscriber_count 1\n"),
         "{metrics}"
     );
     assert!(
         metrics.contains("\nlitefs_db_txid{db=\"a\"} 1\n"),
-        "{metrics}"
-    );
-    assert!(
-        metrics.contains("litefs_replica_db_txid{node=\"replica\",db=\"a\"}"),
         "{metrics}"
     );
     let vars = get(&primary, "/debug/vars").await;

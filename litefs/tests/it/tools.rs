@@ -1119,7 +1119,7 @@ fn databases_go_in_and_out_by_the_command_line() {
     let before = primary.pos("new/a.db");
     fails(
         on(&primary, "import", "new/a.db small.db"),
-        &["import new/a.db", "database is locked"],
+        &["409", "import new/a.db", "database is locked", "close it"],
     );
     assert_eq!(primary.pos("new/a.db"), before);
     drop(reader);
@@ -1168,6 +1168,7 @@ fn databases_go_in_and_out_by_the_command_line() {
         "../x",
         "/x",
         "a//b",
+        &"n".repeat(248),
     ] {
         fails(
             on(&primary, "import", &format!("{name} small.db")),
