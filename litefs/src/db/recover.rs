@@ -86,7 +86,9 @@ impl Db {
             let kind = std::fs::symlink_metadata(path).map(|m| m.file_type());
             if kind.is_ok_and(|kind| !kind.is_file() && !kind.is_dir()) {
                 // Opening a pipe would wait for its other end.
-                let what = "no ordinary file; move it away and restart".to_owned();
+                let what =
+                    "something that is no ordinary file has the name of a database (move it away)"
+                        .to_owned();
                 let path = path.clone();
                 return Err(DbError::Corrupt { what, path });
             }

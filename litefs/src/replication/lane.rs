@@ -480,7 +480,8 @@ impl Lane {
                 if let Some(end) = work.decider.take_whole_copy() {
                     return self.run(sink, work, Job::CopyFinish(end), cover);
                 }
-                if !matches!(job, Job::Skip) {
+                // What only asks for more, or takes it in, says nothing of whether it can be put in place.
+                if matches!(job, Job::Apply(_) | Job::CopyFinish(_) | Job::Drop { .. }) {
                     work.failures = 0;
                 }
                 self.done(sink, work, &job, cover);

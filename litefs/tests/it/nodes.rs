@@ -293,3 +293,27 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     }
     found
 }
+
+#[test]
+fn a_replica_that_cannot_take_a_database_asks_ever_less_often() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary(dir.path(), "");
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    std::os::unix::fs::symlink("nowhere", replica.data().join("files/x.db")).unwrap();
+    for name in ["x.db", "y.db"] {
+        let db = primary.open(name);
+        db.execute_batch("CREATE TABLE t(n); INSERT INTO t VALUES(1)")
+            .unwrap();
+    }
+    assert_same(&primary, &replica, "y.db");
+    wait_for("pauses that grow", || {
+        replica.log().contains("db=x.db failures=5")
+    });
+    let log = replica.log();
+    assert!(log.contains("no ordinary file"), "{log}");
+    fs::remove_file(replica.data().join("files/x.db")).unwrap();
+    assert_same(&primary, &replica, "x.db");
+}
