@@ -14,8 +14,9 @@
 //!
 //! The log is not synced before a program's commit is, so after a power cut it may be behind. Which of the two is newer
 //! is told by the salts of the WAL, of which the first counts up at each reset and which SQLite syncs, or in a rollback
-//! mode by the change counter, which every transaction counts up. Where there is no WAL any more, the file is older if it
-//! is a state that the log has been through: before a WAL is removed or truncated, the log is synced.
+//! mode by the change counter, which every transaction counts up. Where there is no WAL any more, or the log's end does
+//! not say which it came from, the file is older if it is a state that the log has been through: before a WAL is removed
+//! or truncated, the log is synced.
 //!
 //! Nothing here refuses to start the node; a database that cannot be opened stays alone with its error.
 
@@ -59,8 +60,9 @@ enum Age {
     Older,
     Same,
     Newer,
-    /// There is no WAL, though the log's end came from one: it never reached the disk, or it was removed when all of
-    /// it was in the file. The log is synced before a removal, so a file that is a state of the log's past is older.
+    /// Only one of WAL and log's end says which WAL it is about: the WAL never reached the disk, or it was removed when
+    /// all of it was in the file, or damage left the log without its segments (an LTX file does not tell). The log is
+    /// synced before a removal, so a file that is a state of the log's past is older, and any other is not.
     OlderIfInLog,
 }
 
@@ -472,7 +474,8 @@ impl Db {
                     _ => Age::Newer,
                 }
             }
-            (Some(_), None) if view.header.is_wal() => Age::OlderIfInLog,
+            // The change counter tells nothing: few transactions of a WAL touch it.
+            _ if view.header.is_wal() => Age::OlderIfInLog,
             (None, Some((_, end))) if end.frame_no > 0 => Age::Newer,
             _ => self.age_by_counter(inner, &view.header)?,
         };

@@ -638,6 +638,45 @@ fn commits_that_only_the_log_has_survive_a_power_cut_in_a_wal_that_was_truncated
     only_the_log_has_them(|db, _| checkpoint(db, &Known::default(), 300).unwrap());
 }
 
+/// What damage left of the log ends before the file, in LTX files that say nothing of a WAL.
+#[test]
+fn a_checkpoint_stays_where_power_was_lost_and_the_segments_of_the_log_are_damaged() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let Some(image) = Image::new(dir.path(), "disk", 64) else {
+        return;
+    };
+    let options = on_image(&image, ", segment-size: 64KiB");
+    let mut primary = Node::primary_with(dir.path(), options);
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    create(&primary, &NORMAL);
+    let mut db = connect(&primary, &NORMAL).unwrap();
+    let ltx = primary.meta(NORMAL.name).join("ltx");
+    wait_for("the log to have an LTX file", || {
+        commit(&primary, &replica, &mut db, 50);
+        fs::read_dir(&ltx).is_ok_and(|mut files| files.next().is_some())
+    });
+    let n = commit(&primary, &replica, &mut db, 5);
+    checkpoint(&db, &Known::default(), 300).unwrap();
+    let synced = Command::new("sync").arg("-f").arg(&image.at).status();
+    assert!(synced.unwrap().success());
+    image.cut();
+    primary.kill();
+    drop(db);
+    fuse::clean_stale_mount(&primary.dir.join("mnt")).unwrap();
+    image.come_back();
+    let segments = fs::read_dir(ltx.with_file_name("log")).unwrap();
+    for path in segments.map(|entry| entry.unwrap().path()) {
+        let file = File::options().write(true).open(path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0; 64], 0).unwrap();
+    }
+    primary.launch();
+    assert_eq!(check(&primary, &NORMAL), n, "{}", primary.log());
+    go_on(&primary, &replica, &NORMAL);
+}
+
 #[test]
 fn a_write_back_from_the_log_that_dies_is_done_again() {
     let dir = tempfile::tempdir().unwrap();

@@ -328,23 +328,31 @@ impl State {
             && (self.segments.len() > 1 || self.segments.back().is_some_and(is_full))
     }
 
-    /// Returns the oldest segment unless records still go there.
+    /// Returns the oldest segment unless records still go there, or a power cut would make it the last (INV-LOG-4): a
+    /// segment that was begun since the last sync may be gone then.
     fn oldest_full(&self, left: usize) -> Option<SegmentPart> {
         let segment = self.segments.front()?;
-        (self.segments.len() > 1 + left).then(|| segment.part(segment.entries.clone()))
+        let may_go =
+            self.segments.len() > 1 + left && self.is_durable_after(segment.last.max_txid);
+        may_go.then(|| segment.part(segment.entries.clone()))
     }
 
-    /// Returns the oldest file unless it holds the end of the log.
+    /// Returns the oldest file unless it holds the end of the log, or would after a power cut.
     fn oldest(&self) -> Option<Oldest> {
         if let Some(file) = self.sealed.front() {
-            let is_end = self.sealed.len() == 1 && self.segments.is_empty();
-            return (!is_end).then(|| Oldest::Sealed(file.clone()));
+            let may_go = self.sealed.len() > 1 || self.is_durable_after(file.max_txid);
+            return may_go.then(|| Oldest::Sealed(file.clone()));
         }
         let segment = self.segments.front()?;
-        (self.segments.len() > 1).then_some(Oldest::Segment {
+        let may_go = self.segments.len() > 1 && self.is_durable_after(segment.last.max_txid);
+        may_go.then_some(Oldest::Segment {
             first: segment.first,
             last: segment.last,
         })
+    }
+
+    fn is_durable_after(&self, txid: Txid) -> bool {
+        self.durable_txid > txid
     }
 
     fn pop_oldest(&mut self) {

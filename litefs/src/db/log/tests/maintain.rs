@@ -50,6 +50,43 @@ fn maintain_syncs_a_full_segment_so_that_append_need_not() {
 }
 
 #[test]
+fn nothing_goes_while_a_power_cut_could_take_what_comes_after_it() {
+    for retention_bytes in [u64::MAX, 0] {
+        let dir = tempdir();
+        let (log, _) = open_with(
+            dir.path(),
+            LogOptions {
+                retention_bytes,
+                ..options()
+            },
+        );
+        fill_synced(&log, 20);
+        let segment_count = || log.state.lock().segments.len();
+        // A program goes on while segments are sealed, and begins one that is not synced.
+        let went_on = std::cell::Cell::new(false);
+        let goes_on = |files: &[&[u8]]| {
+            let before = segment_count();
+            while !went_on.get() && segment_count() == before {
+                fill(&log, 1);
+            }
+            went_on.set(true);
+            toy_compact(files)
+        };
+        log.maintain(0, &goes_on, None).unwrap();
+        let state = log.state.lock();
+        let first_left = state.segments.front().unwrap().first;
+        assert!(
+            first_left <= state.durable_txid,
+            "only {first_left} and later are left, durable is {}",
+            state.durable_txid
+        );
+        drop(state);
+        maintain(&log);
+        assert_eq!(log.state.lock().segments.len(), 1);
+    }
+}
+
+#[test]
 fn a_bad_compaction_changes_nothing() {
     let dir = tempdir();
     let (log, _) = open(dir.path());
