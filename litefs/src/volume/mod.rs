@@ -285,6 +285,10 @@ impl LiteVolume {
         let shm = std::fs::OpenOptions::new()
             .write(true)
             .open(files.join(path))?;
+        if !self.node.shm_is_shared() && shm.metadata()?.len() > 0 {
+            // Left by a program that died. The kernel keeps its pages, for the file is as long afterwards as before.
+            return Ok(false);
+        }
         shm.set_len(0)?;
         shm.write_all_at(
             &wal_index::fresh_block(&WalIndexHeader::of_empty(&wal, n_page)),

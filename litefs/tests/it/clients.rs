@@ -5,7 +5,7 @@
 //! busy timeout: nothing may be in their way.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -356,4 +356,50 @@ fn the_position_read_after_a_commit_is_that_of_the_commit() {
             assert_eq!(txid(), begin + n, "{mode}");
         }
     }
+}
+
+#[test]
+fn a_database_made_again_beside_what_a_killed_program_left() {
+    made_again("");
+}
+
+#[test]
+fn a_database_made_again_beside_what_a_killed_program_left_without_passthrough() {
+    made_again(", passthrough: \"off\"");
+}
+
+/// The WAL-index of the former database is as long as a fresh one, and the kernel may have kept its pages.
+fn made_again(fuse_keys: &str) {
+    if cannot_mount() {
+        return;
+    }
+    let Some(sqlite3) = find_program("sqlite3", "SQLITE3") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary(dir.path(), fuse_keys);
+    let replica = Node::replica(dir.path(), "replica", &primary, fuse_keys);
+    let mut program = Command::new(sqlite3)
+        .arg(primary.path("a.db"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = program.stdin.take().unwrap();
+    writeln!(stdin, "PRAGMA journal_mode=wal; {SCHEMA} SELECT 'done';").unwrap();
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "done"));
+    program.kill().unwrap();
+    program.wait().unwrap();
+    fs::remove_file(primary.path("a.db")).unwrap();
+    fs::remove_file(primary.path("a.db-wal")).unwrap();
+    assert!(primary.path("a.db-shm").exists());
+    let mut db = primary.open("a.db");
+    let mode: String = db
+        .query_row("PRAGMA journal_mode=wal", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(mode, "wal");
+    db.execute_batch("CREATE TABLE other(x); INSERT INTO other VALUES(1)")
+        .unwrap();
+    assert_same_pages(&primary, &mut db, &replica, "a.db");
 }
