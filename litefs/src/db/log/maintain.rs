@@ -332,8 +332,7 @@ impl State {
     /// segment that was begun since the last sync may be gone then.
     fn oldest_full(&self, left: usize) -> Option<SegmentPart> {
         let segment = self.segments.front()?;
-        let may_go =
-            self.segments.len() > 1 + left && self.is_durable_after(segment.last.max_txid);
+        let may_go = self.segments.len() > 1 + left && self.is_durable_after(segment.last.max_txid);
         may_go.then(|| segment.part(segment.entries.clone()))
     }
 
