@@ -354,7 +354,7 @@ impl Db {
         if let Some(dir) = main.parent() {
             self.make_dirs(dir)?;
         }
-        self.keep_aside_a_stranger()?;
+        self.keep_aside_strangers()?;
         self.node
             .invalidate(|inv| inv.forget_file(&self.paths.relative));
         std::os::unix::fs::chown(tmp, None, None).ok();
@@ -385,27 +385,41 @@ impl Db {
         Ok(())
     }
 
-    /// Moves away a file of this node's own that has a replicated database's name, unless it is empty.
-    fn keep_aside_a_stranger(&self) -> Result<(), DbError> {
-        let main = &self.paths.main;
-        let Ok(m) = std::fs::symlink_metadata(main) else {
-            return Ok(());
-        };
-        let is_ours = self.lock_free_page_count() > 0;
-        if is_ours || (m.is_file() && m.len() == 0) {
-            return Ok(());
+    /// Moves away files of this node's own that have the names of a replicated database and its companions, which SQLite
+    /// would take for parts of it. An empty one may stay in the database's place.
+    fn keep_aside_strangers(&self) -> Result<(), DbError> {
+        if self.lock_free_page_count() > 0 {
+            return Ok(()); // they are ours
         }
-        let dir = self.paths.meta.join("quarantine");
-        std::fs::create_dir_all(&dir).map_err(DbError::io("create directory", &dir))?;
-        let kept = dir.join(format!("local-file-{}", crate::clock::wall_ms()));
-        self.node
-            .disk
-            .rename(steps::APPLY_KEEP_ASIDE, main, &kept)
-            .map_err(DbError::io("rename", main))?;
-        tracing::error!(
-            db = %self.name, kept = %kept.display(),
-            "a local file had the name of a replicated database and was moved away"
-        );
+        let p = &self.paths;
+        let names = [
+            (&p.main, ""),
+            (&p.journal, "-journal"),
+            (&p.wal, "-wal"),
+            (&p.shm, "-shm"),
+        ];
+        for (path, suffix) in names {
+            let Ok(m) = std::fs::symlink_metadata(path) else {
+                continue;
+            };
+            if suffix.is_empty() && m.is_file() && m.len() == 0 {
+                continue;
+            }
+            let dir = p.meta.join("quarantine");
+            std::fs::create_dir_all(&dir).map_err(DbError::io("create directory", &dir))?;
+            let kept = dir.join(format!("local-file-{}{suffix}", crate::clock::wall_ms()));
+            let relative = super::paths::with_suffix(&p.relative, suffix);
+            self.node.invalidate(|inv| inv.forget_file(&relative));
+            self.node
+                .disk
+                .rename(steps::APPLY_KEEP_ASIDE, path, &kept)
+                .map_err(DbError::io("rename", path))?;
+            self.node.invalidate(|inv| inv.name(&relative));
+            tracing::error!(
+                db = %self.name, file = %path.display(), kept = %kept.display(),
+                "a local file had the name of a replicated database or of a companion of it, and was moved away"
+            );
+        }
         Ok(())
     }
 

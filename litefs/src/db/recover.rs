@@ -191,7 +191,10 @@ impl Db {
             if is_end_lost && db.node.is_primary() {
                 db.leave_numbers_out(&mut inner)?;
             }
-            db.roll_back_journal()?;
+            db.finish_replacing()?;
+            if db.node.is_primary() || db.log.end().is_some() {
+                db.roll_back_journal()?;
+            }
             let is_healing = db.healing_mark().exists();
             if is_healing {
                 trust = Trust::Nothing;
@@ -661,6 +664,9 @@ impl Db {
     }
 
     fn recover_replica(&self, inner: &mut Inner, is_trusted: bool) -> Result<(), DbError> {
+        if self.log.end().is_none() {
+            return Ok(()); // what has its names here is not its own, and is moved away when it comes
+        }
         if inner.page_count > 0 || self.paths.wal.exists() {
             self.fold_wal_into_file()?;
         }

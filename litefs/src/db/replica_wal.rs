@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -28,7 +28,8 @@ use crate::disk::crash_point;
 use crate::ltx::{PageSize, Pgno};
 use crate::sqlite::locks::{LockRange, OfdLocks, db, shm as shm_lock};
 use crate::sqlite::wal::{
-    ByteOrder, WAL_FRAME_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader, WalSalts, frame_offset,
+    ByteOrder, WAL_FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader,
+    WalSalts, frame_offset,
 };
 use crate::sqlite::wal_index::{READ_MARK_COUNT, READ_MARK_UNUSED, WalIndex, WalIndexHeader};
 
@@ -36,7 +37,6 @@ use crate::sqlite::wal_index::{READ_MARK_COUNT, READ_MARK_UNUSED, WalIndex, WalI
 const CHECKPOINT_FRAMES: u32 = 1000;
 /// Frames are written in pieces of about this many bytes.
 const WRITE_LEN: usize = 1 << 20;
-
 /// The WAL and wal-index of a replica's database that some program has open.
 #[derive(Debug)]
 pub(super) struct ReplicaWal {
@@ -50,11 +50,13 @@ pub(super) struct ReplicaWal {
     index: WalIndex<MappedShm>,
     wal_header: WalHeader,
     header: WalIndexHeader,
-    /// The header is in the file; it is written with the first frame.
+    /// The header is in the file; that of a WAL that begins again is written with its first frame.
     header_is_written: bool,
     buffer: Vec<u8>,
     /// Frames at the last attempt to checkpoint.
     last_attempt: u32,
+    /// Locks that keep readers from beginning transactions.
+    held_off: Option<Vec<LockRange>>,
 }
 
 impl ReplicaWal {
@@ -106,12 +108,15 @@ impl ReplicaWal {
             checkpoint_seq: 0,
             salts: WalSalts(rand::random(), rand::random()),
         };
+        // SQLite takes an empty WAL of a database in a rollback mode for none, and would read the file without a snapshot.
+        wal.write_all_at(&wal_header.encode(), 0)
+            .map_err(DbError::io("write", &paths.wal))?;
         let mut index = WalIndex::new(MappedShm::new(shm, node.clone()));
         crash_point(steps::REPLICA_WAL_BUILD);
         let header = index
             .build([], &WalIndexHeader::of_empty(&wal_header, page_count))
             .map_err(|e| DbError::io("build", &paths.shm)(io::Error::other(e)))?;
-        Ok(ReplicaWal {
+        let replica_wal = ReplicaWal {
             node: node.clone(),
             _main: main,
             main_backing,
@@ -119,10 +124,15 @@ impl ReplicaWal {
             index,
             wal_header,
             header,
-            header_is_written: false,
+            header_is_written: true,
             buffer: Vec::new(),
             last_attempt: 0,
-        })
+            held_off: None,
+        };
+        replica_wal
+            .tell_kernel(&replica_wal.wal, &with_suffix(&paths.relative, "-wal"))
+            .map_err(DbError::io("read", &paths.wal))?;
+        Ok(replica_wal)
     }
 
     /// Appends pages as one commit and makes it visible to readers.
@@ -232,6 +242,9 @@ impl ReplicaWal {
 
     /// Copies frames into the database file as far as no reader still needs the old pages. Returns whether all were.
     pub(super) fn checkpoint(&mut self, paths: &DbPaths) -> Result<bool, DbError> {
+        if self.held_off.is_some() {
+            return Ok(false); // it would let them in
+        }
         let mx_frame = self.header.mx_frame;
         self.last_attempt = mx_frame;
         let mut safe = mx_frame;
@@ -328,6 +341,133 @@ impl ReplicaWal {
             self.locks().unlock(range)?;
         }
         result.map_err(io::Error::other)
+    }
+
+    /// Puts another database, of another page size, into the file that programs have open: they go on with it at their
+    /// next transaction. Returns whether it did; not if a reader is in a transaction.
+    ///
+    /// Until all is there the file is no database (its first page is empty), for whoever outlives us.
+    ///
+    /// # Errors
+    /// Disk; the file is then no database, and `copy` must take its name.
+    pub(super) fn replace(
+        &mut self,
+        paths: &DbPaths,
+        copy: &File,
+        page_size: PageSize,
+        page_count: u32,
+    ) -> Result<bool, DbError> {
+        if !self
+            .hold_off_readers()
+            .map_err(DbError::io("lock", &paths.shm))?
+        {
+            return Ok(false);
+        }
+        self.replace_unread(paths, copy, page_size, page_count)
+            .map(|()| true)
+    }
+
+    /// Takes each read lock that is free, and keeps readers from taking one, which they could do in turns for ever: to
+    /// whom the index is not valid, it must be recovered, which our WRITE lock forbids, so they try again, for ten seconds
+    /// at most. (Who outlives us recovers it.) Returns whether all are taken; [`let_readers_in`](Self::let_readers_in)
+    /// ends it.
+    pub(super) fn hold_off_readers(&mut self) -> io::Result<bool> {
+        let mut held = self.held_off.take().unwrap_or_default();
+        self.index.invalidate();
+        let mut taken = Ok(true);
+        for range in shm_lock::READ {
+            if held.contains(&range) {
+                continue;
+            }
+            match self.locks().try_write(range) {
+                Ok(true) => held.push(range),
+                Ok(false) => taken = taken.map(|_| false),
+                Err(error) => taken = Err(error),
+            }
+        }
+        self.held_off = Some(held);
+        taken
+    }
+
+    /// Lets those in who were held off.
+    pub(super) fn let_readers_in(&mut self) {
+        let Some(held) = self.held_off.take() else {
+            return;
+        };
+        if let Err(error) = self.index.publish(&self.header) {
+            tracing::error!(%error, "wal-index stays invalid: readers get SQLITE_PROTOCOL"); // its first block is there
+        }
+        for range in held {
+            let _ = self.locks().unlock(range);
+        }
+    }
+
+    fn replace_unread(
+        &mut self,
+        paths: &DbPaths,
+        copy: &File,
+        page_size: PageSize,
+        page_count: u32,
+    ) -> Result<(), DbError> {
+        self.wal_header = WalHeader {
+            page_size,
+            checkpoint_seq: self.wal_header.checkpoint_seq.wrapping_add(1),
+            salts: WalSalts(rand::random(), rand::random()),
+            ..self.wal_header
+        };
+        self.last_attempt = 0;
+        let header = WalIndexHeader {
+            change: self.header.change.wrapping_add(1),
+            ..WalIndexHeader::of_empty(&self.wal_header, page_count)
+        };
+        crash_point(steps::REPLACE_INDEX);
+        self.header = self
+            .index
+            .build([], &header)
+            .map_err(|e| DbError::io("publish", &paths.shm)(io::Error::other(e)))?;
+        let io = || DbError::io("write", &paths.main);
+        self.wal
+            .write_all_at(&self.wal_header.encode(), 0)
+            .and_then(|()| self.wal.set_len(WAL_HEADER_LEN as u64))
+            .map_err(DbError::io("write", &paths.wal))?;
+        self.header_is_written = true;
+        let first = vec![0; page_size.len()];
+        self.main_backing.write_all_at(&first, 0).map_err(io())?;
+        crash_point(steps::REPLACE_BEGUN);
+        let (mut from, mut to) = (copy, &self.main_backing);
+        let start = io::SeekFrom::Start(page_size.get().into());
+        from.seek(start)
+            .and_then(|_| to.seek(start))
+            .and_then(|_| io::copy(&mut from, &mut to))
+            .map_err(io())?;
+        let len = u64::from(page_count) * u64::from(page_size.get());
+        self.main_backing.set_len(len).map_err(io())?;
+        crash_point(steps::REPLACE_WRITTEN);
+        let mut first = first;
+        copy.read_exact_at(&mut first, 0).map_err(io())?;
+        self.main_backing.write_all_at(&first, 0).map_err(io())?;
+        self.main_backing.sync_data().map_err(io())?;
+        self.tell_kernel(&self.wal, &with_suffix(&paths.relative, "-wal"))
+            .map_err(DbError::io("read", &paths.wal))?;
+        self.node.invalidate(|inv| inv.data(&paths.relative, 0, 0));
+        Ok(())
+    }
+
+    /// Ends the serving of files that lost their names: a reader keeps the state he has for the transaction that he is
+    /// in, and gets `SQLITE_NOTADB` at the next, rather than that state for ever.
+    pub(super) fn end_readers(&mut self, paths: &DbPaths) {
+        let header = WalIndexHeader {
+            change: self.header.change.wrapping_add(1),
+            ..WalIndexHeader::of_empty(&self.wal_header, self.header.n_page)
+        };
+        let nothing = vec![0; self.wal_header.page_size.len()];
+        let ended = self
+            .main_backing
+            .write_all_at(&nothing, 0)
+            .and_then(|()| self.index.publish(&header).map_err(io::Error::other));
+        if let Err(error) = ended {
+            tracing::warn!(path = %paths.main.display(), %error, "who has the replaced file open goes on reading it");
+        }
     }
 
     fn locks(&self) -> OfdLocks<'_> {

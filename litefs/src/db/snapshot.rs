@@ -26,6 +26,10 @@ use crate::sqlite::journal;
 const CORRECTION_WAIT: Duration = Duration::from_secs(1);
 const CORRECTION_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long a change of the page size waits for readers to end their transactions; new ones wait meanwhile.
+const READERS_WAIT: Duration = Duration::from_secs(2);
+const READERS_PAUSE: Duration = Duration::from_micros(200);
+
 /// How many databases that lost to another history are kept whole.
 const MAX_KEPT: usize = 3;
 
@@ -337,6 +341,52 @@ impl Db {
         self.paths.meta.join("copy.db")
     }
 
+    /// There while a whole copy takes the place of what programs have open: the copy is durable then.
+    fn replacing_mark(&self) -> std::path::PathBuf {
+        self.paths.meta.join("replacing")
+    }
+
+    fn begin_replacing(&self, target: Pos) -> Result<(), DbError> {
+        let mark = self.replacing_mark();
+        std::fs::write(&mark, target.to_string())
+            .and_then(|()| File::open(&mark)?.sync_all())
+            .and_then(|()| File::open(&self.paths.meta)?.sync_all())
+            .map_err(DbError::io("write", &mark))
+    }
+
+    fn end_replacing(&self) -> Result<(), DbError> {
+        let mark = self.replacing_mark();
+        std::fs::remove_file(&mark).map_err(DbError::io("remove", &mark))
+    }
+
+    /// Ends a replacement that was interrupted, before anything of the database is looked at.
+    pub(super) fn finish_replacing(&self) -> Result<(), DbError> {
+        let mark = self.replacing_mark();
+        let Ok(target) = std::fs::read_to_string(&mark) else {
+            return Ok(());
+        };
+        let copy = self.copy_path();
+        // The log tells whether it was decided.
+        if target == self.log.end_pos().to_string() && copy.exists() {
+            for path in [&self.paths.shm, &self.paths.wal] {
+                match std::fs::remove_file(path) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(DbError::io("remove", path)(e));
+                    }
+                    _ => {}
+                }
+            }
+            let main = &self.paths.main;
+            std::fs::rename(&copy, main).map_err(DbError::io("rename", main))?;
+            let dir = main.parent().unwrap_or(main);
+            File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(DbError::io("sync", dir))?;
+            tracing::info!(db = %self.name, pos = %target, "the page copy that was being put in place is in place");
+        }
+        self.end_replacing()
+    }
+
     fn unpin(&self, id: u64) {
         self.pins.lock().retain(|(i, _)| *i != id);
     }
@@ -475,7 +525,37 @@ impl PageCopyWriter {
     ///
     /// # Errors
     /// `PosMismatch` if the checksum is not that of `end`: copy again. Disk.
-    pub fn finish(mut self, end: Pos) -> Result<Pos, DbError> {
+    pub fn finish(self, end: Pos) -> Result<Pos, DbError> {
+        let db = self.db.clone();
+        let finished = self.wait_for_readers().and_then(|()| self.install(end));
+        if let Some(wal) = &mut db.lock().replica_wal {
+            wal.let_readers_in();
+        }
+        finished
+    }
+
+    /// Waits until no reader is in a transaction, some time, and holds off new ones, if the page size is to change.
+    fn wait_for_readers(&self) -> Result<(), DbError> {
+        let until = Instant::now() + READERS_WAIT;
+        loop {
+            // Readers may need what the lock is held for, hence only for moments.
+            let mut inner = self.db.lock();
+            if inner.page_size.is_none_or(|size| size == self.page_size) {
+                return Ok(());
+            }
+            let Some(wal) = &mut inner.replica_wal else {
+                return Ok(());
+            };
+            let all = wal.hold_off_readers();
+            drop(inner);
+            if all.map_err(DbError::io("lock", &self.db.paths.shm))? || Instant::now() > until {
+                return Ok(());
+            }
+            std::thread::sleep(READERS_PAUSE);
+        }
+    }
+
+    fn install(mut self, end: Pos) -> Result<Pos, DbError> {
         let db = self.db.clone();
         let path = db.copy_path();
         let mut inner = db.lock();
@@ -547,26 +627,31 @@ impl PageCopyWriter {
             page_size: self.page_size,
             wal: None,
         };
-        db.log.restart(&meta, older).map_err(db.log_error())?;
-        crate::disk::crash_point(super::steps::COPY_LOGGED);
-        let in_place = if self.is_difference || inner.replica_wal.is_some() {
-            if inner.page_size.is_some_and(|size| size != self.page_size) {
-                // No WAL can change the page size: who has the old file open keeps it until he opens anew.
-                db.abandon_readers(&mut inner)?;
-                false
-            } else {
-                self.install_difference(&mut inner, page_count)?;
-                true
-            }
-        } else {
-            false
-        };
-        if !in_place {
+        let is_other_size = inner.page_size.is_some_and(|size| size != self.page_size);
+        let is_whole = is_other_size || !(self.is_difference || inner.replica_wal.is_some());
+        if is_whole {
             self.file
                 .set_len(u64::from(page_count) * u64::from(self.page_size.get()))
                 .map_err(DbError::io("truncate", &path))?;
+        }
+        let is_read = is_other_size && inner.replica_wal.is_some();
+        if is_read {
+            self.file.sync_data().map_err(DbError::io("sync", &path))?;
+            db.begin_replacing(target)?;
+        }
+        db.log.restart(&meta, older).map_err(db.log_error())?;
+        crate::disk::crash_point(super::steps::COPY_LOGGED);
+        if !is_whole {
+            self.install_difference(&mut inner, page_count)?;
+        } else if !(is_read && self.replace(&mut inner, page_count)) {
+            if is_other_size {
+                db.abandon_readers(&mut inner)?;
+            }
             db.put_in_place(&path)?;
             inner.trouble = None;
+        }
+        if is_read {
+            db.end_replacing()?;
         }
         crate::disk::crash_point(super::steps::COPY_WRITTEN);
         inner.checksums = sums;
@@ -576,6 +661,29 @@ impl PageCopyWriter {
         db.publish(&inner, timestamp_ms);
         let _ = std::fs::remove_file(&path);
         Ok(target)
+    }
+
+    /// Gives those who read the database the copy, if they let us: no WAL leads from one page size to another. If not,
+    /// they are told at their next transaction that what they have open is over.
+    fn replace(&self, inner: &mut super::Inner, page_count: u32) -> bool {
+        let db = &self.db;
+        let Some(wal) = &mut inner.replica_wal else {
+            return false;
+        };
+        match wal.replace(&db.paths, &self.file, self.page_size, page_count) {
+            Ok(true) => {
+                inner.trouble = None;
+                return true;
+            }
+            Ok(false) => {
+                tracing::warn!(db = %db.name, "a reader has been in one transaction while the page size changed: it gets SQLITE_NOTADB at its next, and has to open the database again");
+            }
+            Err(error) => {
+                tracing::error!(db = %db.name, %error, "readers that have the database open get SQLITE_NOTADB, and have to open it again");
+            }
+        }
+        wal.end_readers(&db.paths);
+        false
     }
 
     /// Returns whether our log's history is that of the copy.

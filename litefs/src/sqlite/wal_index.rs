@@ -351,6 +351,12 @@ impl<S: Shm> WalIndex<S> {
         Ok(())
     }
 
+    /// Makes the header one that no reader takes for valid, until the next [`publish`](Self::publish).
+    pub fn invalidate(&mut self) {
+        self.shm.zero(0..HEADER_LEN);
+        self.shm.barrier();
+    }
+
     /// Builds the whole index from nothing, as recovery does: frame 1 holds the first of `pages`.
     ///
     /// Needs the write, checkpoint and recover lock, and every read lock, for read marks are set too.

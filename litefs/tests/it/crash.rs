@@ -809,6 +809,10 @@ const UNREACHED_BY_REPLICA: &[(&str, &str)] = &[
         "after a failed write only; the tests of the log cut there",
     ),
     ("recover.journal:", "a replica has no journals"),
+    (
+        "replica_wal.replace:",
+        "needs another page size; a_replica_killed_while_a_page_size_changes cuts there",
+    ),
 ];
 
 #[test]
@@ -838,6 +842,58 @@ fn a_replica_killed_at_every_step_becomes_the_same_and_shows_no_state_that_never
         ("recover.heal:cut", "apply:logged"),
     ];
     Pair::start(Victim::Replica).die_everywhere(&after, UNREACHED_BY_REPLICA);
+}
+
+#[test]
+fn a_replica_killed_while_a_page_size_changes_has_the_old_state_or_the_new() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary(dir.path(), "");
+    let mut replica = Node::replica(dir.path(), "replica", &primary, "");
+    let db = primary.open("a.db");
+    db.execute_batch("CREATE TABLE t(v); INSERT INTO t VALUES(zeroblob(100000))")
+        .unwrap();
+    let steps: Vec<&str> = litefs::steps()
+        .into_iter()
+        .filter(|step| step.starts_with("replica_wal.replace:") || *step == "copy:logged")
+        .collect();
+    assert_eq!(steps.len(), 4);
+    for (i, step) in steps.iter().enumerate() {
+        assert_same(&primary, &replica, "a.db");
+        replica.stop();
+        replica.options.env = vec![("LITEFS_CRASH_AT".into(), format!("{step}:1"))];
+        replica.launch();
+        let reader = replica.open("a.db");
+        let read = || reader.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0));
+        assert_eq!(read().unwrap(), "ok");
+        let page_size = if i % 2 == 0 { 1024 } else { 8192 };
+        db.execute_batch(&format!("PRAGMA page_size={page_size}; VACUUM"))
+            .unwrap();
+        wait_for("the replica to die", || replica.has_ended());
+        // Who outlives it reads something whole, or is told that he cannot.
+        match read() {
+            Ok(found) => assert_eq!(found, "ok", "{step}"),
+            Err(error) => eprintln!("{step}: a reader who outlives it gets {error}"),
+        }
+        drop(reader);
+        replica.kill();
+        replica.options.env = Vec::new();
+        replica.launch();
+        let log = replica.log();
+        assert!(
+            log.contains("that was being put in place is in place"),
+            "{log}"
+        );
+        assert!(!log.contains("the primary sends a page copy"), "{log}");
+        assert_same(&primary, &replica, "a.db");
+        let found: u32 = replica
+            .open("a.db")
+            .query_row("PRAGMA page_size", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found, page_size);
+    }
 }
 
 #[test]

@@ -385,12 +385,12 @@ fn change_page_size(pair: &Pair) {
     run(&db, TABLE);
     run(&db, &insert(300, 300));
     pair.same(&mut db, name);
-    // Who has the database open keeps the state of before, whole.
+    // Who has the database open reads on.
+    let old = pair.replica.open(name);
     let mut readers = Vec::new();
     for size in [512, 65536, 1024, 4096] {
         readers.push(Reader::start(&pair.replica, name));
-        let old = pair.replica.open(name);
-        let count = text(&old, "SELECT count(*) FROM t");
+        text(&old, "SELECT count(*) FROM t");
         run(&db, "PRAGMA journal_mode=delete");
         run(&db, &format!("PRAGMA page_size={size}"));
         run(&db, "VACUUM");
@@ -400,7 +400,10 @@ fn change_page_size(pair: &Pair) {
         run(&db, &insert(50, 300));
         pair.same(&mut db, name);
         assert_eq!(text(&old, "PRAGMA integrity_check"), "ok");
-        assert_eq!(text(&old, "SELECT count(*) FROM t"), count);
+        assert_eq!(
+            text(&old, "SELECT count(*) FROM t"),
+            text(&db, "SELECT count(*) FROM t")
+        );
         let fresh = pair.replica.open(name);
         assert_eq!(text(&fresh, "PRAGMA page_size"), size.to_string());
         assert_eq!(
@@ -411,6 +414,88 @@ fn change_page_size(pair: &Pair) {
     for reader in readers {
         reader.stop();
     }
+}
+
+#[test]
+fn local_files_with_the_names_of_companions_are_moved_away() {
+    for passthrough in [true, false] {
+        let Some(pair) = Pair::start(passthrough) else {
+            return;
+        };
+        for suffix in ["-journal", "-wal", "-shm"] {
+            let path = pair.replica.path(&format!("a.db{suffix}"));
+            fs::write(path, "a note of this node").unwrap();
+        }
+        let mut db = pair.primary.open("a.db");
+        run(&db, TABLE);
+        run(&db, &insert(10, 10));
+        pair.same(&mut db, "a.db");
+        let log = pair.replica.log();
+        assert_eq!(log.matches("was moved away").count(), 3, "{log}");
+        let kept = pair.replica.meta("a.db").join("quarantine");
+        let kept: Vec<_> = fs::read_dir(kept).unwrap().map(Result::unwrap).collect();
+        assert_eq!(kept.len(), 3);
+        for file in kept {
+            assert_eq!(
+                fs::read_to_string(file.path()).unwrap(),
+                "a note of this node"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_reader_keeps_its_snapshot_whatever_the_journal_mode() {
+    for (passthrough, mode) in [(true, "delete"), (false, "truncate"), (true, "wal")] {
+        let Some(pair) = Pair::start(passthrough) else {
+            return;
+        };
+        let mut db = pair.primary.open("a.db");
+        run(&db, &format!("PRAGMA journal_mode={mode}"));
+        run(&db, TABLE);
+        run(&db, &insert(300, 300));
+        pair.same(&mut db, "a.db");
+        let reader = pair.replica.open("a.db");
+        run(&reader, "PRAGMA cache_size=0");
+        run(&reader, "BEGIN");
+        let look = "SELECT count(*) || '-' || sum(unicode(hex(v))) FROM t";
+        let before = text(&reader, look);
+        for _ in 0..100 {
+            run(&db, "UPDATE t SET v=randomblob(300)");
+            pair.same(&mut db, "a.db");
+            assert_eq!(text(&reader, look), before, "{mode}");
+        }
+        assert_eq!(text(&reader, "PRAGMA integrity_check"), "ok");
+        run(&reader, "COMMIT");
+        assert_eq!(text(&reader, look), text(&db, look));
+    }
+}
+
+#[test]
+fn a_reader_in_a_transaction_while_the_page_size_changes_is_told_at_its_next() {
+    let Some(pair) = Pair::start(true) else {
+        return;
+    };
+    let db = pair.primary.open("a.db");
+    run(&db, TABLE);
+    run(&db, &insert(300, 300));
+    pair.same(&mut pair.primary.open("a.db"), "a.db");
+    let reader = pair.replica.open("a.db");
+    run(&reader, "BEGIN");
+    assert_eq!(text(&reader, "SELECT count(*) FROM t"), "300");
+    run(&db, "PRAGMA page_size=8192; VACUUM; DELETE FROM t");
+    pair.same(&mut pair.primary.open("a.db"), "a.db");
+    assert_eq!(text(&reader, "SELECT count(*) FROM t"), "300");
+    assert_eq!(text(&reader, "PRAGMA integrity_check"), "ok");
+    run(&reader, "COMMIT");
+    let error = reader
+        .query_row("SELECT count(*) FROM t", [], |_| Ok(()))
+        .unwrap_err();
+    let code = error.sqlite_error_code();
+    assert_eq!(code, Some(rusqlite::ErrorCode::NotADatabase), "{error}");
+    assert!(pair.replica.log().contains("SQLITE_NOTADB"));
+    let count = text(&pair.replica.open("a.db"), "SELECT count(*) FROM t");
+    assert_eq!(count, "0");
 }
 
 #[test]
