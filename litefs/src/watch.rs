@@ -172,7 +172,11 @@ impl Watcher {
         };
         match watches.add(&path, WatchMask::MODIFY | WatchMask::ONESHOT) {
             Ok(watch) => {
-                marks.by_watch.insert(watch.clone(), look.clone());
+                if let Some(old) = marks.by_watch.insert(watch.clone(), look.clone())
+                    && old != *look
+                {
+                    marks.by_look.remove(&old);
+                }
                 marks.by_look.insert(look.clone(), watch);
                 true
             }

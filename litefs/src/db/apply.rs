@@ -168,6 +168,14 @@ impl Db {
         } else {
             Older::Remove
         };
+        if self
+            .node
+            .was_primary
+            .load(std::sync::atomic::Ordering::Acquire)
+            && inner.page_count > 0
+        {
+            self.keep_copy(inner.pos, at)?;
+        }
         self.log.restart(&meta, older).map_err(self.log_error())?;
         let merged = Merged {
             page_size,

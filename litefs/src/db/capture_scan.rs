@@ -224,10 +224,10 @@ impl Db {
             if cursor.is_some() {
                 inner.cursor = cursor;
             }
-            return Ok(());
+            return self.forget_replaced(inner);
         }
         crate::disk::crash_point(super::steps::CAPTURE_SCAN);
-        match seen.bytes {
+        let committed = match seen.bytes {
             Some(bytes) => {
                 let pages = seen
                     .changed
@@ -245,7 +245,39 @@ impl Db {
                 self.commit_range(inner, &range)
             }
             None => self.restart_at(inner, seen.sums, view.page_size, view.page_count, cursor),
+        };
+        committed.and_then(|()| self.forget_replaced(inner))
+    }
+
+    /// Notes, durably, that another file takes the place of the database, or that it is emptied: until all its pages
+    /// were compared, the log tells nothing about it.
+    ///
+    /// # Errors
+    /// Disk; it must then not be done.
+    pub fn mark_replaced(&self) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        if inner.page_count == 0 || inner.is_replaced {
+            return Ok(());
         }
+        let mark = self.replaced_mark();
+        File::create(&mark)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| File::open(&self.paths.meta)?.sync_all())
+            .map_err(DbError::io("write", &mark))?;
+        inner.is_replaced = true;
+        Ok(())
+    }
+
+    pub(super) fn forget_replaced(&self, inner: &mut Inner) -> Result<(), DbError> {
+        if std::mem::take(&mut inner.is_replaced) {
+            let mark = self.replaced_mark();
+            std::fs::remove_file(&mark).map_err(DbError::io("remove", &mark))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn replaced_mark(&self) -> std::path::PathBuf {
+        self.paths.meta.join("replaced")
     }
 
     /// The file is empty: to a replica, dropped.
@@ -257,6 +289,7 @@ impl Db {
         if inner.page_count > 0 {
             self.commit_drop(inner)?;
         }
+        self.forget_replaced(inner)?;
         inner.stamp = Some(stamp);
         Ok(Scanned::Clean)
     }

@@ -1,12 +1,14 @@
 //! Turns committed WAL frames past the cursor into one range.
 //!
 //! What is committed is what the wal-index says (`mxFrame`): a frame that no local reader can see is not published.
-//! Where there is no index (`locking_mode=EXCLUSIVE`), or where its bytes may still be in a program's memory (served
-//! from user space), the frames' own salts and checksums decide.
+//! Where there is no index, or one that nobody has open (`locking_mode=EXCLUSIVE` keeps its own in memory, beside what a
+//! dead program left), or where its bytes may still be in a program's memory (served from user space), the frames' own
+//! salts and checksums decide.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 
 use super::capture_scan::MAX_RANGE_LEN;
 use super::commit::{KEEP_BUFFER, Range};
@@ -87,8 +89,20 @@ impl Db {
             }
     }
 
+    /// Counts a program in that has the wal-index open.
+    pub fn index_opened(&self) {
+        self.index_users.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts it out.
+    pub fn index_closed(&self) {
+        let _ = self
+            .index_users
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
+    }
+
     pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
-        let trust_index = self.node.shm_is_shared();
+        let trust_index = self.node.shm_is_shared() && self.index_users.load(Ordering::Acquire) > 0;
         while self.capture_wal_step(inner, trust_index)? == Step::More {}
         Ok(())
     }

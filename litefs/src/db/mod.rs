@@ -69,6 +69,7 @@ pub mod steps {
         REPLACE_INDEX = "replica_wal.replace:index",
         REPLACE_BEGUN = "replica_wal.replace:begun",
         REPLACE_WRITTEN = "replica_wal.replace:written",
+        REPLACE_AGAIN = "recover.replace:rename",
         RELEASE_REMOVE = "readers.release:remove",
         ROLL_BACK_CUT = "recover.journal:cut",
         ROLL_BACK_PAGE = "recover.journal:page",
@@ -84,7 +85,7 @@ pub mod steps {
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -117,6 +118,9 @@ pub struct NodeContext {
     pub is_primary: AtomicBool,
     /// Whether it was primary, and has not had all that its primary has since: its databases may hold what no other does.
     pub was_primary: AtomicBool,
+    /// Whether this node died as a replica and is primary now, until its databases are open: of their last transactions
+    /// the log alone is whole.
+    pub was_replica: AtomicBool,
     /// Whether the kernel serves files straight from the backing directory.
     pub passthrough: AtomicBool,
     /// Fencing number of the current tenure.
@@ -207,6 +211,8 @@ pub struct Db {
     published: Mutex<Published>,
     gate: Mutex<Gate>,
     /// Bytes of LTX made since this was opened.
+    /// Programs that have the wal-index open, through this mount.
+    index_users: AtomicU32,
     captured_bytes: AtomicU64,
     /// What they were when the log was last looked after.
     captured_at_upkeep: AtomicU64,
@@ -275,6 +281,8 @@ struct Inner {
     frames: Vec<u8>,
     /// What could not be captured, in words, until it can.
     trouble: Option<String>,
+    /// Another file took its place, and has not been compared: the mark of it is on the disk.
+    is_replaced: bool,
 }
 
 /// Returns the kernel's number of this thread, as FUSE requests carry it.

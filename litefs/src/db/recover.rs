@@ -8,7 +8,8 @@
 //! | the files are newer, or the log does not have what differs, on the primary | they are what SQLite shows: captured as one transaction |
 //! | the same, on a replica | reported as it is; the primary sends the difference |
 //! | a start that was interrupted while it wrote back | it writes back again: a mark says so |
-//! | a hot journal | rolled back, as SQLite would at its next open |
+//! | a hot journal | rolled back, as SQLite would at its next open; not if its super-journal is gone: that was the commit |
+//! | the node died as a replica and is primary now | what differs is written back from the log, which a replica writes first |
 //! | the database file was changed after a clean end | captured as one transaction: somebody put it there |
 //! | the log's end is damaged | the log goes on from the page checksums, or after numbers left out; then as above |
 //!
@@ -21,9 +22,11 @@
 //! Nothing here refuses to start the node; a database that cannot be opened stays alone with its error.
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -52,6 +55,16 @@ struct Extra {
     /// The database file as a clean end left it.
     #[serde(default)]
     end: Option<(u64, i64, i64, u64)>,
+}
+
+/// What became of a journal found at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rollback {
+    /// There was none, or it meant nothing.
+    None,
+    Done,
+    /// Whether it means something is SQLite's to say.
+    Left,
 }
 
 /// How the files compare with the log's end.
@@ -163,9 +176,11 @@ impl Db {
                 encoded: Vec::new(),
                 frames: Vec::new(),
                 trouble: None,
+                is_replaced: false,
             }),
             published: Mutex::new(Published::default()),
             gate: Mutex::new(Gate::default()),
+            index_users: std::sync::atomic::AtomicU32::new(0),
             captured_bytes: std::sync::atomic::AtomicU64::new(0),
             captured_at_upkeep: std::sync::atomic::AtomicU64::new(0),
             durable: Mutex::new(Pos::ZERO),
@@ -192,11 +207,16 @@ impl Db {
                 db.leave_numbers_out(&mut inner)?;
             }
             db.finish_replacing()?;
+            let mut journal = Rollback::None;
             if db.node.is_primary() || db.log.end().is_some() {
-                db.roll_back_journal()?;
+                journal = db.roll_back_journal()?;
             }
             let is_healing = db.healing_mark().exists();
             if is_healing {
+                trust = Trust::Nothing;
+            }
+            inner.is_replaced = db.replaced_mark().exists();
+            if inner.is_replaced {
                 trust = Trust::Nothing;
             }
             if db.node.is_primary() {
@@ -206,6 +226,7 @@ impl Db {
                     trust,
                     end_stamp.map(stamp_from),
                     is_healing,
+                    journal,
                 )?;
             } else {
                 db.recover_replica(&mut inner, trust != Trust::Nothing)?;
@@ -341,23 +362,33 @@ impl Db {
     }
 
     /// Undoes a transaction that was under way when its program died, as SQLite would.
-    fn roll_back_journal(&self) -> Result<(), DbError> {
+    fn roll_back_journal(&self) -> Result<Rollback, DbError> {
         let Ok(file) = File::open(&self.paths.journal) else {
-            return Ok(());
+            return Ok(Rollback::None);
         };
+        if !self.paths.main.exists() {
+            return Ok(Rollback::None); // to SQLite it means nothing then
+        }
         let mut head = [0; 1];
         if file.read_at(&mut head, 0).unwrap_or(0) == 0 || !journal::is_hot_header(&head) {
-            return Ok(());
+            return Ok(Rollback::None);
         }
-        if journal::super_journal(&file).is_ok_and(|s| s.is_some()) {
-            // Whether it is hot depends on a file that several databases share: SQLite decides at its next open.
-            return Ok(());
+        if let Ok(Some(name)) = journal::super_journal(&file) {
+            // A transaction of several databases is committed when the file that they share is gone.
+            match self.find_super_journal(&name) {
+                Some(true) => {}
+                Some(false) => return Ok(Rollback::None),
+                None => {
+                    tracing::warn!(db = %self.name, super_journal = %String::from_utf8_lossy(&name), "a transaction of several databases was under way, and where its super-journal is cannot be told here: left to sqlite, at the next open");
+                    return Ok(Rollback::Left);
+                }
+            }
         }
         let plan = match journal::playback(&file) {
             Ok(plan) => plan,
             Err(error) => {
                 tracing::warn!(db = %self.name, %error, "journal cannot be rolled back here, left to sqlite");
-                return Ok(());
+                return Ok(Rollback::None);
             }
         };
         let io = || DbError::io("write", &self.paths.main);
@@ -382,7 +413,21 @@ impl Db {
         std::fs::remove_file(&self.paths.journal)
             .map_err(DbError::io("remove", &self.paths.journal))?;
         tracing::info!(db = %self.name, "rolled back an interrupted transaction");
-        Ok(())
+        Ok(Rollback::Done)
+    }
+
+    /// Tells whether a super-journal exists; nothing if its name says nothing here, as where a program sees the mount
+    /// elsewhere.
+    fn find_super_journal(&self, name: &[u8]) -> Option<bool> {
+        let name = Path::new(std::ffi::OsStr::from_bytes(name));
+        let path = match name.strip_prefix(&self.node.mount) {
+            Ok(relative) => self.node.files.join(relative),
+            Err(_) => name.to_owned(),
+        };
+        if path.exists() || self.paths.main.with_file_name(name.file_name()?).exists() {
+            return Some(true);
+        }
+        path.parent().filter(|dir| dir.is_dir()).map(|_| false)
     }
 
     fn recover_primary(
@@ -392,6 +437,7 @@ impl Db {
         trust: Trust,
         end_stamp: Option<Stamp>,
         is_healing: bool,
+        journal: Rollback,
     ) -> Result<(), DbError> {
         let stamp = File::open(&self.paths.main)
             .ok()
@@ -402,17 +448,32 @@ impl Db {
             let stamp = File::open(&self.paths.main)
                 .ok()
                 .and_then(|f| Stamp::of(&f).ok());
-            let is_wal = View::open(&self.paths, false)?.is_some_and(|v| v.header.is_wal());
+            let is_wal = match View::open(&self.paths, true)? {
+                Some(view) if view.header.is_wal() && inner.page_size == Some(view.page_size) => {
+                    let mut page = vec![0; view.page_size.len()];
+                    view.page(Pgno::ONE, &mut page)
+                        .map_err(DbError::io("read", &self.paths.main))?;
+                    inner.checksums.get(Pgno::ONE)
+                        == Some(crate::ltx::page_checksum(Pgno::ONE, &page))
+                }
+                _ => false,
+            };
             if inner.trouble.is_none() && (is_wal || (stamp.is_some() && stamp == inner.stamp)) {
                 return Ok(());
             }
         }
         inner.trouble = None;
-        let mut age = match is_replaced {
+        if journal == Rollback::Left {
+            inner.trouble = Some("a transaction of several databases was under way".into());
+            return Ok(());
+        }
+        // A primary's files cannot be older than its log unless power was lost, or what the log has was rolled back.
+        let cannot_be_older = trust != Trust::Nothing && journal == Rollback::None;
+        let mut age = match is_replaced || inner.is_replaced || cannot_be_older {
             true => Age::Newer,
             false => self.age_of_files(inner)?,
         };
-        if is_healing {
+        if is_healing || self.node.was_replica.load(Ordering::Acquire) {
             // Neither the old state nor the new one: only the log knows.
             age = Age::Older;
         }
@@ -431,7 +492,7 @@ impl Db {
             .map_err(DbError::io("read", &self.paths.main))?;
         if actual.total() == inner.pos.post_apply_checksum && view.page_count == inner.page_count {
             inner.checksums = actual;
-            return Ok(());
+            return self.forget_replaced(inner);
         }
         drop(view);
         if age == Age::OlderIfInLog {
@@ -448,15 +509,17 @@ impl Db {
             tracing::info!(db = %self.name, path = %self.paths.main.display(), "database is new here, it is captured as one transaction");
             return self.capture_view(inner, true);
         }
-        let why = match is_replaced {
-            true => "database was changed while litefs was stopped",
+        let why = match is_replaced || inner.is_replaced {
+            true => "database was replaced, or changed while litefs was stopped",
             false => "database holds what the log lost",
         };
         tracing::warn!(
             db = %self.name, path = %self.paths.main.display(), pos = %inner.pos, ?age,
             "{why}, it is captured as one transaction"
         );
-        self.capture_view(inner, true)
+        self.capture_view(inner, true)?;
+        // Or the next start may find the log's old end, and frames of this branch where those of the other were.
+        self.log.sync().map(drop).map_err(self.log_error())
     }
 
     /// Tells whether the files are older or newer than the log's end; `Same` also where the WAL goes on from there.
@@ -504,7 +567,7 @@ impl Db {
         #[expect(clippy::cast_possible_wrap, reason = "a distance on a circle")]
         let commits = header.change_counter.wrapping_sub(in_log.change_counter) as i32;
         Ok(match commits {
-            0 => Age::Same,
+            0 => Age::OlderIfInLog,
             1.. => Age::Newer,
             _ => Age::Older,
         })
@@ -704,6 +767,10 @@ impl Db {
         }
         let page_size = view.page_size;
         drop(view);
+        if self.node.was_primary.load(Ordering::Acquire) {
+            // What a tenure ended with, and the log does not have.
+            self.keep_copy(inner.pos, inner.pos)?;
+        }
         if self.heal_from_log(inner, &actual)? {
             return Ok(());
         }

@@ -298,7 +298,7 @@ impl Db {
     }
 
     /// Keeps the database as it is beside the log, before another history takes its place.
-    fn keep_copy(&self, was: Pos, now: Pos) -> Result<(), DbError> {
+    pub(super) fn keep_copy(&self, was: Pos, now: Pos) -> Result<(), DbError> {
         let dir = self.paths.meta.join("quarantine");
         std::fs::create_dir_all(&dir).map_err(DbError::io("create directory", &dir))?;
         let kept_before = std::fs::read_dir(&dir)
@@ -377,11 +377,10 @@ impl Db {
                 }
             }
             let main = &self.paths.main;
-            std::fs::rename(&copy, main).map_err(DbError::io("rename", main))?;
-            let dir = main.parent().unwrap_or(main);
-            File::open(dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(DbError::io("sync", dir))?;
+            self.node
+                .disk
+                .rename(super::steps::REPLACE_AGAIN, &copy, main)
+                .map_err(DbError::io("rename", main))?;
             tracing::info!(db = %self.name, pos = %target, "the page copy that was being put in place is in place");
         }
         self.end_replacing()

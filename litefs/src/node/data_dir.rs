@@ -37,6 +37,17 @@ struct Session {
     mount_id: u64,
     /// Everything was synced and nothing has been written since.
     is_clean: bool,
+    /// The node followed another: it logs transactions first, so that its files may lack what its log has.
+    #[serde(default)]
+    is_replica: bool,
+}
+
+/// How the last session ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastSession {
+    pub(super) trust: Trust,
+    /// It was a replica's that died: of its last transactions the log alone is whole.
+    pub(super) is_dead_replica: bool,
 }
 
 impl DataDir {
@@ -114,30 +125,31 @@ impl DataDir {
         }
     }
 
-    /// Begins a session. Returns how the last one ended.
+    /// Looks how the last session ended.
     ///
-    /// If nothing of it is believed, the next start must not believe the files either, should this one die before it has
-    /// compared them: the session begins with [`files_are_compared`](DataDir::files_are_compared).
-    pub(super) fn begin_session(&self) -> anyhow::Result<Trust> {
-        let now = self.running_session();
-        let trust = match self.last_session() {
+    /// What it says stays until [`files_are_compared`](DataDir::files_are_compared), for the next start, should this one
+    /// die before that.
+    pub(super) fn last_session(&self) -> LastSession {
+        let (boot_id, mount_id) = (boot_id(), mount_id(&self.root));
+        let last = self.read_session();
+        let trust = match &last {
             Some(last) if last.is_clean => Trust::CleanEnd,
-            Some(last)
-                if last.boot_id == now.boot_id
-                    && last.mount_id == now.mount_id
-                    && now.mount_id != 0 =>
-            {
+            Some(last) if last.boot_id == boot_id && last.mount_id == mount_id && mount_id != 0 => {
                 Trust::PageCache
             }
             _ => Trust::Nothing,
         };
-        if trust != Trust::Nothing {
-            self.write_durably(&self.session(), &serde_json::to_vec(&now)?)?;
+        let is_replica = match &last {
+            Some(last) => last.is_replica,
+            None => !self.was_primary(),
+        };
+        LastSession {
+            trust,
+            is_dead_replica: is_replica && trust != Trust::CleanEnd,
         }
-        Ok(trust)
     }
 
-    fn last_session(&self) -> Option<Session> {
+    fn read_session(&self) -> Option<Session> {
         let bytes = fs::read(self.session()).ok()?;
         let session = serde_json::from_slice(&bytes);
         if let Err(error) = &session {
@@ -149,28 +161,34 @@ impl DataDir {
         session.ok()
     }
 
-    /// Says that the files are known from now on, as long as the page cache lives.
-    pub(super) fn files_are_compared(&self) -> anyhow::Result<()> {
-        let now = self.running_session();
-        self.write_durably(&self.session(), &serde_json::to_vec(&now)?)
+    /// Begins the session: the files are known from now on, as long as the page cache lives.
+    pub(super) fn files_are_compared(&self, is_primary: bool) -> anyhow::Result<()> {
+        self.write_session(is_primary, false)
     }
 
-    fn running_session(&self) -> Session {
-        Session {
-            boot_id: boot_id(),
-            mount_id: mount_id(&self.root),
-            is_clean: false,
-        }
+    /// Ends the session after everything was synced.
+    pub(super) fn end_session(&self, is_primary: bool) -> anyhow::Result<()> {
+        self.write_session(is_primary, true)
     }
 
-    /// Ends a session after everything was synced.
-    pub(super) fn end_session(&self) -> anyhow::Result<()> {
+    fn write_session(&self, is_primary: bool, is_clean: bool) -> anyhow::Result<()> {
         let session = Session {
             boot_id: boot_id(),
             mount_id: mount_id(&self.root),
-            is_clean: true,
+            is_clean,
+            is_replica: !is_primary,
         };
         self.write_durably(&self.session(), &serde_json::to_vec(&session)?)
+    }
+
+    /// Ends the session of a node that has files that were not compared: nothing is believed at the next start.
+    pub(super) fn forget_session(&self) -> anyhow::Result<()> {
+        match fs::remove_file(self.session()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("remove {}", self.session().display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns the identity of the cluster, if the node has one.
@@ -293,27 +311,32 @@ mod tests {
     fn a_session_is_believed_if_clean_or_of_the_same_page_cache() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = DataDir::open(tmp.path()).unwrap();
-        assert_eq!(dir.begin_session().unwrap(), Trust::Nothing, "at first");
-        assert_eq!(
-            dir.begin_session().unwrap(),
-            Trust::Nothing,
-            "nor if that start died"
-        );
-        dir.files_are_compared().unwrap();
+        let found = || {
+            let last = dir.last_session();
+            (last.trust, last.is_dead_replica)
+        };
+        assert_eq!(found(), (Trust::Nothing, true), "at first");
+        dir.files_are_compared(true).unwrap();
         let same_cache = match mount_id(tmp.path()) {
             0 => Trust::Nothing,
             _ => Trust::PageCache,
         };
-        assert_eq!(dir.begin_session().unwrap(), same_cache);
+        assert_eq!(found(), (same_cache, false));
+        dir.files_are_compared(false).unwrap();
+        assert_eq!(found(), (same_cache, true));
         let other = Session {
             boot_id: "another".into(),
             mount_id: 1,
             is_clean: false,
+            is_replica: false,
         };
         fs::write(dir.session(), serde_json::to_vec(&other).unwrap()).unwrap();
-        assert_eq!(dir.begin_session().unwrap(), Trust::Nothing);
-        dir.end_session().unwrap();
-        assert_eq!(dir.begin_session().unwrap(), Trust::CleanEnd);
+        assert_eq!(found(), (Trust::Nothing, false));
+        dir.end_session(false).unwrap();
+        assert_eq!(found(), (Trust::CleanEnd, false));
+        dir.forget_session().unwrap();
+        dir.set_was_primary(true).unwrap();
+        assert_eq!(found(), (Trust::Nothing, false));
     }
 
     #[test]

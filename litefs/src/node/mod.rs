@@ -18,8 +18,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::config::{Passthrough, Resolved, Role};
-use crate::db::NodeContext;
 use crate::db::log::{LogOptions, ltx_meta};
+use crate::db::{NodeContext, Trust};
 use crate::disk::RealDisk;
 use crate::exec::{Signals, Supervisor, asks_to_stop};
 use crate::history::History;
@@ -83,17 +83,27 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     };
     let listener = bind(&config).await?;
 
-    let node = make_context(&config, &data_dir, is_primary)?;
+    let last_session = data_dir.last_session();
+    let was_replica = is_primary && last_session.is_dead_replica;
+    let node = make_context(&config, &data_dir, is_primary, was_replica)?;
     node.survivors
         .remember(&outlived.mounts, &outlived.programs);
-    let trust = data_dir.begin_session()?;
+    let trust = match node.was_replica.load(Ordering::Acquire) {
+        true => Trust::Nothing,
+        false => last_session.trust,
+    };
     let started = std::time::Instant::now();
     let store = {
         let node = node.clone();
         let opened = tokio::task::spawn_blocking(move || Store::open(node, trust)).await?;
         Arc::new(opened.context("open databases")?)
     };
-    data_dir.files_are_compared()?;
+    if store.has_broken() {
+        data_dir.forget_session()?;
+    } else {
+        data_dir.files_are_compared(is_primary)?;
+    }
+    node.was_replica.store(false, Ordering::Release);
     tracing::info!(
         databases = store.all().len(),
         elapsed_ms = started.elapsed().as_millis(),
@@ -152,6 +162,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         data_dir: data_dir.clone(),
         filter: config.lease.databases.clone(),
         paused: Arc::default(),
+        has_own: AtomicBool::new(false),
         ready: watch::Sender::new(is_primary),
         is_connected: AtomicBool::new(false),
     });
@@ -255,8 +266,10 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
                 tracing::error!(db = %db.name(), error = chain(&error), "write down the state");
             }
         }
-        if is_clean {
-            data_dir.end_session()?;
+        if store.has_broken() {
+            data_dir.forget_session()?;
+        } else if is_clean {
+            data_dir.end_session(is_primary)?;
         }
         Ok(())
     })
@@ -386,6 +399,7 @@ fn make_context(
     config: &Resolved,
     data_dir: &DataDir,
     is_primary: bool,
+    was_replica: bool,
 ) -> anyhow::Result<Arc<NodeContext>> {
     if is_primary {
         data_dir.set_was_primary(true)?;
@@ -408,6 +422,7 @@ fn make_context(
         hub: ChangeHub::new(),
         is_primary: AtomicBool::new(is_primary),
         was_primary: AtomicBool::new(data_dir.was_primary()),
+        was_replica: AtomicBool::new(was_replica),
         passthrough: AtomicBool::new(config.fuse.passthrough == Passthrough::Auto),
         epoch: AtomicU64::new(data_dir.epoch()),
         node_id: rand::random(),

@@ -32,6 +32,8 @@ pub(super) struct Ports {
     pub(super) filter: DatabaseFilter,
     /// Page copies that were broken off.
     pub(super) paused: Arc<Mutex<HashMap<DbName, PageCopyWriter>>>,
+    /// There is a database that the primary has not heard of.
+    pub(super) has_own: AtomicBool,
     /// Whether the node has had everything its primary had, once.
     pub(super) ready: watch::Sender<bool>,
     pub(super) is_connected: AtomicBool,
@@ -300,6 +302,7 @@ impl Sink for Ports {
 
     fn unknown_to_primary(&self, name: &DbName) {
         tracing::warn!(db = %name, "the primary has never heard of this database; it is kept here as it is");
+        self.has_own.store(true, Ordering::Release);
     }
 
     fn page_checksums(&self, name: &DbName) -> Result<Option<Vec<u64>>, SinkError> {
@@ -359,7 +362,9 @@ impl Sink for Ports {
     fn heartbeat(&self, primary_ms: i64, caught_up: bool) {
         self.lag.heard(primary_ms, caught_up);
         if caught_up {
-            if self.node.was_primary.swap(false, Ordering::AcqRel)
+            // What the primary does not know yet may come to have its name there.
+            if !self.has_own.load(Ordering::Acquire)
+                && self.node.was_primary.swap(false, Ordering::AcqRel)
                 && let Err(error) = self.data_dir.set_was_primary(false)
             {
                 tracing::warn!(
@@ -373,6 +378,7 @@ impl Sink for Ports {
     }
 
     fn connected(&self, primary: &PrimaryInfo) {
+        self.has_own.store(false, Ordering::Release);
         self.is_connected.store(true, Ordering::Release);
         self.lag.set_primary(Some(primary.hostname.clone()));
         self.node.invalidate_name(".primary".as_ref());

@@ -166,6 +166,19 @@ impl Store {
             .collect()
     }
 
+    /// Returns whether there is one that could not be opened.
+    #[must_use]
+    pub fn has_broken(&self) -> bool {
+        !self.broken.read().is_empty()
+    }
+
+    /// Returns why a database could not be opened, if so.
+    #[must_use]
+    pub fn why_broken(&self, name: &str) -> Option<String> {
+        let name: DbName = name.parse().ok()?;
+        self.broken.read().get(&name).cloned()
+    }
+
     /// Returns a database, making the record of it if it is new.
     ///
     /// # Errors

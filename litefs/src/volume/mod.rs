@@ -32,6 +32,8 @@ const MARK_PLAIN: u8 = 0;
 const MARK_OWN: u8 = 1;
 /// Handle of a reader of a replica's database, which is counted.
 const MARK_READER: u8 = 2;
+/// A program's handle of a wal-index on a primary.
+const MARK_INDEX: u8 = 3;
 /// Length to which SQLite cuts a wal-index that it is the first to open.
 const FRESH_SHM_LEN: u64 = 3;
 
@@ -201,7 +203,7 @@ impl LiteVolume {
                         .map_err(|e| refuse(&db, "capture journal", &e))?;
                 }
             }
-            Op::Rename { from, to, .. } => self.before_rename(from, to)?,
+            Op::Rename { from, to, exchange } => self.before_rename(from, to, *exchange)?,
             Op::Link { from, .. }
                 if self
                     .store
@@ -222,6 +224,10 @@ impl LiteVolume {
                     // The checkpoint hook.
                     db.capture_wal()
                         .map_err(|e| refuse(&db, "capture before checkpoint", &e))?;
+                    if size == 0 {
+                        db.mark_replaced()
+                            .map_err(|e| refuse(&db, "note before it is emptied", &e))?;
+                    }
                 }
             }
             Role::Wal(main) => {
@@ -297,6 +303,25 @@ impl LiteVolume {
         Ok(true)
     }
 
+    /// What could not be opened at the start is not captured: a program that wrote it would lose what it wrote.
+    fn refuse_broken(&self, path: &Path) -> Result<(), Errno> {
+        if !self.store.has_broken() {
+            return Ok(());
+        }
+        let main = match Role::of(path) {
+            Role::Main => path.to_owned(),
+            Role::Wal(main) | Role::Shm(main) | Role::Journal(main) => main,
+        };
+        let Some(why) = main.to_str().and_then(|name| self.store.why_broken(name)) else {
+            return Ok(());
+        };
+        tracing::error!(
+            file = %path.display(), why,
+            "refused to open: the database could not be read when this node started; see there, and start it again"
+        );
+        Err(Errno::EIO)
+    }
+
     /// A program that has files of a former mount open closes them as if they were the ones here.
     fn refuse_survivor(&self, path: &Path, caller: Caller) -> Result<(), Errno> {
         let (Role::Wal(main) | Role::Shm(main) | Role::Journal(main)) = Role::of(path) else {
@@ -341,7 +366,7 @@ impl LiteVolume {
         Ok(())
     }
 
-    fn before_rename(&self, from: &Path, to: &Path) -> Result<(), Errno> {
+    fn before_rename(&self, from: &Path, to: &Path, exchange: bool) -> Result<(), Errno> {
         let mut touched = self.store.below(from);
         touched.extend(self.store.below(to));
         if let Role::Wal(main) | Role::Journal(main) = Role::of(from) {
@@ -350,6 +375,15 @@ impl LiteVolume {
         for db in touched {
             db.capture_wal()
                 .map_err(|e| refuse(&db, "capture before rename", &e))?;
+        }
+        for db in self
+            .store
+            .at(to)
+            .into_iter()
+            .chain(self.store.at(from).filter(|_| exchange))
+        {
+            db.mark_replaced()
+                .map_err(|e| refuse(&db, "note before another takes its name", &e))?;
         }
         Ok(())
     }
@@ -397,7 +431,11 @@ impl LiteVolume {
             Op::Unlink { path } => match Role::of(path) {
                 Role::Main => {
                     if let Some(db) = self.store.at(path) {
-                        report(&db, "record the removal", db.dropped());
+                        report(
+                            &db,
+                            "record the removal",
+                            db.dropped().and_then(|()| db.sync_log()),
+                        );
                     }
                 }
                 Role::Wal(main) => {
@@ -412,7 +450,11 @@ impl LiteVolume {
             Op::Rename { from, to, exchange } => {
                 for db in self.store.below(from) {
                     if !exchange {
-                        report(&db, "record the renaming", db.dropped());
+                        report(
+                            &db,
+                            "record the renaming",
+                            db.dropped().and_then(|()| db.sync_log()),
+                        );
                     }
                     self.watcher.look_at(&db.paths().relative);
                 }
@@ -501,9 +543,20 @@ impl fuse::Volume for LiteVolume {
     }
 
     fn open(&self, request: &OpenRequest<'_>) -> Result<OpenAnswer, Errno> {
+        self.refuse_broken(request.path)?;
         let own = self.is_own(request.caller);
         if self.node.is_primary() {
-            let mark = if own { MARK_OWN } else { MARK_PLAIN };
+            let mark = match Role::of(request.path) {
+                _ if own => MARK_OWN,
+                Role::Shm(main) => match self.store.at(&main) {
+                    Some(db) => {
+                        db.index_opened();
+                        MARK_INDEX
+                    }
+                    None => MARK_PLAIN,
+                },
+                _ => MARK_PLAIN,
+            };
             return Ok(OpenAnswer {
                 serve: self.open_on_primary(request, own),
                 mark,
@@ -522,6 +575,12 @@ impl fuse::Volume for LiteVolume {
         if mark == MARK_READER {
             if let Some(db) = self.store.at(path) {
                 db.closed_by_reader();
+            }
+        } else if mark == MARK_INDEX {
+            if let Role::Shm(main) = Role::of(path)
+                && let Some(db) = self.store.at(&main)
+            {
+                db.index_closed();
             }
         } else if mark == MARK_PLAIN
             && writable

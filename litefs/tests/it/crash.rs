@@ -667,7 +667,11 @@ impl Pair {
         self.victim().wait_until_ready();
         self.check("the last life");
         eprintln!("{} lives in {:?}", self.life, began.elapsed());
-        let missed: Vec<&String> = met.difference(&deadly).collect();
+        let is_rare = |step: &&String| {
+            let mut reasons = unreached.iter();
+            reasons.any(|(beginning, why)| step.starts_with(beginning) && why.starts_with(AT_TIMES))
+        };
+        let missed: Vec<&String> = met.difference(&deadly).filter(|s| !is_rare(s)).collect();
         assert!(missed.is_empty(), "reached once, but not again: {missed:?}");
         for step in all {
             let why = unreached
@@ -675,6 +679,7 @@ impl Pair {
                 .find(|(beginning, _)| step.starts_with(beginning));
             match why {
                 Some((_, why)) if !met.contains(step) => eprintln!("not reached: {step}: {why}"),
+                Some((_, why)) if why.starts_with(AT_TIMES) => {}
                 Some(_) => panic!("{step} is reached, though it is said not to be"),
                 None => assert!(met.contains(step), "no life reaches {step}"),
             }
@@ -744,6 +749,9 @@ fn read_for_a_while<'a>(
     Ok(())
 }
 
+/// How the reason of a step begins that some lives reach.
+const AT_TIMES: &str = "at times: ";
+
 /// Steps of no life of a primary, by their beginnings, and why.
 const UNREACHED_BY_PRIMARY: &[(&str, &str)] = &[
     ("apply", "a replica applies"),
@@ -775,6 +783,7 @@ const UNREACHED_BY_PRIMARY: &[(&str, &str)] = &[
         "a WAL older than the log needs a power cut; replicas fold at each start",
     ),
     ("recover.fold:page", "as recover.fold:cut"),
+    ("recover.replace:", "a replica replaces what is read"),
     ("replica_wal.", "a replica writes the WAL itself"),
 ];
 
@@ -811,7 +820,12 @@ const UNREACHED_BY_REPLICA: &[(&str, &str)] = &[
     ("recover.journal:", "a replica has no journals"),
     (
         "replica_wal.replace:",
-        "needs another page size; a_replica_killed_while_a_page_size_changes cuts there",
+        "at times: when a page size changes while somebody reads; \
+         a_replica_killed_while_a_page_size_changes_has_the_old_state_or_the_new cuts there",
+    ),
+    (
+        "recover.replace:",
+        "at times: as replica_wal.replace, after which it is done",
     ),
 ];
 

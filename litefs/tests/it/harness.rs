@@ -120,6 +120,16 @@ impl Node {
         }
     }
 
+    /// The next launch is as a primary.
+    pub(crate) fn become_primary(&mut self) {
+        self.primary = None;
+    }
+
+    /// The next launch is as a replica.
+    pub(crate) fn become_replica(&mut self, of: &Node) {
+        self.primary = Some(of.port);
+    }
+
     /// The process, while it runs.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()

@@ -7,11 +7,13 @@ mod crash;
 mod faults;
 mod harness;
 mod history;
+
 mod litestream;
 mod modes;
 mod nobody;
 mod nodes;
 mod power;
+mod recovery;
 mod scale;
 mod survivors;
 mod tools;

@@ -239,6 +239,9 @@ impl Log {
                     None => continue, // it was damaged, and is gone
                 }
             }
+            if !self.state.lock().is_durable_after(oldest.max_txid()) {
+                self.sync()?; // or a power cut could leave nothing (INV-LOG-4)
+            }
             self.state.lock().pop_oldest();
             self.remove(steps::RETAIN_REMOVE, &self.oldest_path(&oldest))?;
             done.removed += 1;
@@ -336,15 +339,14 @@ impl State {
         may_go.then(|| segment.part(segment.entries.clone()))
     }
 
-    /// Returns the oldest file unless it holds the end of the log, or would after a power cut.
+    /// Returns the oldest file unless it holds the end of the log.
     fn oldest(&self) -> Option<Oldest> {
         if let Some(file) = self.sealed.front() {
-            let may_go = self.sealed.len() > 1 || self.is_durable_after(file.max_txid);
-            return may_go.then(|| Oldest::Sealed(file.clone()));
+            let is_end = self.sealed.len() == 1 && self.segments.is_empty();
+            return (!is_end).then(|| Oldest::Sealed(file.clone()));
         }
         let segment = self.segments.front()?;
-        let may_go = self.segments.len() > 1 && self.is_durable_after(segment.last.max_txid);
-        may_go.then_some(Oldest::Segment {
+        (self.segments.len() > 1).then_some(Oldest::Segment {
             first: segment.first,
             last: segment.last,
         })

@@ -17,7 +17,7 @@
 //! | INV-LOG-1 | each record begins where the one before ends: `min_txid = max_txid + 1`, `pre = post` |
 //! | INV-LOG-2 | `base() <= end().max_txid`, and every transaction in between can be read |
 //! | INV-LOG-3 | a segment is durable before the next one gets its first record |
-//! | INV-LOG-4 | the newest record is durable, and in a segment, before an older one is sealed |
+//! | INV-LOG-4 | a record that comes after a file is durable, and in a segment, before the file is sealed or let go |
 //!
 //! So only the last segment can have a torn tail, and a fault elsewhere is damage. Epoch and WAL
 //! cursor of the end are never lost to sealing.
