@@ -23,7 +23,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::db::paths::with_suffix;
 use crate::db::{Db, DbError, NodeContext, Scanned};
-use crate::sqlite::locks::{OfdLocks, db as db_lock};
+use crate::sqlite::locks::{LockKind, OfdLocks, db as db_lock};
 use crate::store::{Store, chain, is_database};
 
 /// How long a first commit is let finish, from the first write of its frames.
@@ -39,6 +39,9 @@ const FILE_SETTLE: Duration = Duration::from_millis(5);
 /// How often a database is looked at whose commits come through its journal, where they are captured at once.
 const HOOKED_POLL: Duration = Duration::from_millis(50);
 /// How long to wait for a transaction that is under way, at first and at most.
+/// How long a database in `journal_mode` MEMORY or OFF may be written without a pause long enough to read it, before its
+/// programs are held off by a SHARED lock; one without a busy timeout then gets SQLITE_BUSY.
+const HOLD_AFTER: Duration = Duration::from_secs(10);
 const BUSY_WAIT: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 /// How long to wait at first for a commit whose frames are in the WAL.
 const UNPUBLISHED_WAIT: Duration = Duration::from_micros(200);
@@ -76,7 +79,8 @@ struct Marks {
 struct Queue {
     by_time: BTreeSet<(Instant, Look)>,
     times: HashMap<Look, Instant>,
-    busy: HashMap<Look, Duration>,
+    /// Those that could not be captured: how long the last wait was, and since when.
+    busy: HashMap<Look, (Duration, Instant)>,
     /// What had been captured of databases at the end of the last look, in bytes.
     seen: HashMap<Look, u64>,
 }
@@ -380,12 +384,20 @@ impl Watcher {
     /// Doubles the time to wait for something that is under way.
     fn next_wait(&self, look: &Look, first: Duration) -> Duration {
         let mut queue = self.queue.lock();
-        let wait = queue
-            .busy
-            .get(look)
-            .map_or(first, |w| (*w * 2).min(BUSY_WAIT.1));
-        queue.busy.insert(look.clone(), wait);
+        let now = Instant::now();
+        let (wait, since) = match queue.busy.get(look) {
+            Some((wait, since)) => ((*wait * 2).min(BUSY_WAIT.1), *since),
+            None => (first, now),
+        };
+        queue.busy.insert(look.clone(), (wait, since));
         wait
+    }
+
+    /// Tells whether a database has been written for so long without a pause that it has to be held.
+    fn is_never_idle(&self, look: &Look) -> bool {
+        let queue = self.queue.lock();
+        let busy = queue.busy.get(look);
+        busy.is_some_and(|(_, since)| since.elapsed() > HOLD_AFTER)
     }
 
     fn look_at_file(&self, store: &Store, path: &Path, look: &Look) {
@@ -400,7 +412,7 @@ impl Watcher {
             return;
         };
         let is_hooked = self.grown(&db, look) > 0;
-        let scanned = self.capture_file(&db);
+        let scanned = self.capture_file(&db, look);
         // What this look captured is not what a hook did.
         self.grown(&db, look);
         match scanned {
@@ -426,12 +438,12 @@ impl Watcher {
         }
     }
 
-    fn capture_file(&self, db: &Db) -> Result<Scanned, DbError> {
+    fn capture_file(&self, db: &Db, look: &Look) -> Result<Scanned, DbError> {
         if db.is_captured() {
             return Ok(Scanned::Clean);
         }
         // Taking SQLite's lock could keep a program from its own; so not while a journal tells all.
-        let seen = db.capture_untraced(false)?;
+        let seen = db.capture_untraced(None)?;
         if seen != Scanned::Busy {
             return Ok(seen);
         }
@@ -439,9 +451,18 @@ impl Watcher {
             .node
             .in_mount(|| OpenOptions::new().read(true).open(&db.paths().mounted));
         let Ok(file) = file else {
-            return db.capture_untraced(true);
+            return db.capture_untraced(Some(&|| true));
         };
         let locks = OfdLocks::new(file.as_fd());
+        let nobody_writes = || {
+            [db_lock::RESERVED, db_lock::PENDING, db_lock::SHARED]
+                .into_iter()
+                .all(|range| matches!(locks.conflict(LockKind::Read, range), Ok(None)))
+        };
+        let seen = db.capture_untraced(Some(&nobody_writes))?;
+        if seen != Scanned::Busy || !self.is_never_idle(look) {
+            return Ok(seen);
+        }
         // As SQLite takes it: PENDING first, so that a writer who waits for readers is not passed by.
         let taken = locks.try_read(db_lock::PENDING).unwrap_or(false) && {
             let shared = locks.try_read(db_lock::SHARED).unwrap_or(false);
@@ -450,7 +471,7 @@ impl Watcher {
         };
         // The locks go with the descriptor.
         if taken {
-            db.capture_untraced(true)
+            db.capture_untraced(Some(&|| true))
         } else {
             Ok(Scanned::Busy)
         }

@@ -30,12 +30,16 @@ pub enum Scanned {
 impl Db {
     /// Captures what was written without a trace, if the database is at a transaction boundary.
     ///
-    /// `locked` says that the caller holds SQLite's SHARED lock. Without it, a journal whose header is zero before
-    /// and after tells the same: SQLite writes that header before it writes to the database.
+    /// `nobody_writes` says whether any connection holds a lock that a writer needs. It is asked before and after all is
+    /// read: if the file is the same then, what was read is what it is between two transactions. Without it, a journal
+    /// whose header is zero before and after tells the same: SQLite writes that header before it writes to the database.
     ///
     /// # Errors
     /// Disk or log.
-    pub fn capture_untraced(&self, locked: bool) -> Result<Scanned, DbError> {
+    pub fn capture_untraced(
+        &self,
+        nobody_writes: Option<&dyn Fn() -> bool>,
+    ) -> Result<Scanned, DbError> {
         let mut inner = self.lock();
         if inner.replica_wal.is_some() || !self.node.is_primary() {
             return Ok(Scanned::Clean);
@@ -65,13 +69,23 @@ impl Db {
         let before = self.journal_state()?;
         match before {
             JournalState::Hot => return Ok(Scanned::Traced),
-            JournalState::None if !locked => return Ok(Scanned::Busy),
+            JournalState::None if !nobody_writes.is_some_and(|ask| ask()) => {
+                return Ok(Scanned::Busy);
+            }
             _ => {}
         }
         let Some(view) = View::open(&self.paths, false)? else {
             return self.capture_emptied(&mut inner, stamp);
         };
-        let seen = match self.prepare_view(&inner, &view) {
+        let seen = self.prepare_view(&inner, &view);
+        if self.journal_state()? != before
+            || nobody_writes.is_some_and(|ask| !ask())
+            || Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))? != stamp
+            || !stamp.is_settled()
+        {
+            return Ok(Scanned::Busy);
+        }
+        let seen = match seen {
             // Cut meanwhile, or not all written yet.
             Err(DbError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::UnexpectedEof =>
@@ -80,11 +94,6 @@ impl Db {
             }
             seen => seen?,
         };
-        if self.journal_state()? != before
-            || Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))? != stamp
-        {
-            return Ok(Scanned::Busy);
-        }
         self.commit_seen(&mut inner, &view, seen, None)?;
         inner.stamp = Some(stamp);
         Ok(Scanned::Clean)
@@ -97,7 +106,7 @@ impl Db {
     pub fn capture_now(&self) -> Result<(), DbError> {
         self.capture_wal()?;
         if !self.is_captured() {
-            self.capture_untraced(false)?;
+            self.capture_untraced(None)?;
         }
         Ok(())
     }

@@ -305,6 +305,32 @@ impl Stamp {
     fn of(file: &File) -> std::io::Result<Stamp> {
         Ok(Stamp::from(&file.metadata()?))
     }
+
+    /// Tells whether a write from now on gives another stamp. Before Linux 6.13 times were as coarse as the kernel's tick.
+    fn is_settled(&self) -> bool {
+        if has_fine_times() {
+            return true;
+        }
+        let now = i128::from(crate::clock::wall_ms());
+        let mtime = i128::from(self.mtime.0) * 1000 + i128::from(self.mtime.1) / 1_000_000;
+        (now - mtime).unsigned_abs() > COARSE_TICK_MS
+    }
+}
+
+/// Longer than a tick of any kernel.
+const COARSE_TICK_MS: u128 = 20;
+
+fn has_fine_times() -> bool {
+    static FINE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *FINE.get_or_init(|| {
+        let uname = rustix::system::uname();
+        let release = uname.release().to_string_lossy();
+        let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>());
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (6, 13),
+            _ => false,
+        }
+    })
 }
 
 impl From<&std::fs::Metadata> for Stamp {

@@ -417,6 +417,32 @@ fn change_page_size(pair: &Pair) {
 }
 
 #[test]
+fn a_program_alone_with_its_database_never_finds_it_busy() {
+    for passthrough in [true, false] {
+        let Some(pair) = Pair::start(passthrough) else {
+            return;
+        };
+        for mode in ["memory", "off", "persist", "truncate"] {
+            let name = format!("{mode}.db");
+            let mut db = pair.primary.open(&name);
+            db.busy_timeout(std::time::Duration::ZERO).unwrap();
+            run(&db, &format!("PRAGMA journal_mode={mode}"));
+            run(&db, TABLE);
+            run(&db, &insert(10, 300_000));
+            for i in 0..100 {
+                run(&db, &insert(1, 10));
+                if i % 20 == 0 {
+                    run(&db, "VACUUM");
+                }
+                std::thread::sleep(std::time::Duration::from_millis(i % 5));
+            }
+            db.busy_timeout(crate::harness::PATIENCE).unwrap();
+            pair.same(&mut db, &name);
+        }
+    }
+}
+
+#[test]
 fn local_files_with_the_names_of_companions_are_moved_away() {
     for passthrough in [true, false] {
         let Some(pair) = Pair::start(passthrough) else {
