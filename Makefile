@@ -1,5 +1,6 @@
 # make test: everything CI runs.   make demo: three nodes on this machine.   make bench: the speed table.
-# make conformance: SQLite's own test suite in the mount and in a plain directory, compared.
+# make conformance: SQLite's own test suite, and programs and test suites of others, in the mount and in a plain directory,
+# compared.
 # All first install what they need (Debian packages as root; otherwise they say what to install).
 SHELL := /bin/bash
 PACKAGES := sqlite3 libsqlite3-dev fuse3 gcc python3-venv
@@ -39,3 +40,5 @@ conformance: setup
 	cargo build --release -p litefs
 	@scripts/conformance
 	@scripts/conformance --user-space
+	@scripts/conformance-programs
+	@scripts/conformance-programs --user-space

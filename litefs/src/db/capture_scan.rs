@@ -58,12 +58,18 @@ impl Db {
             Err(e) => return Err(DbError::io("open", &self.paths.main)(e)),
         };
         let stamp = Stamp::of(&main).map_err(DbError::io("stat", &self.paths.main))?;
-        if inner.stamp == Some(stamp) {
+        if inner.stamp == Some(stamp) && !inner.is_replaced {
             return Ok(Scanned::Clean);
         }
         if self.has_wal() && is_wal_mode(&main) {
             // Pages reach the file by checkpoints, of frames that are captured.
             self.capture_wal_locked(&mut inner)?;
+            if inner.is_replaced {
+                if self.is_index_open() {
+                    return Ok(Scanned::Busy);
+                }
+                self.capture_view(&mut inner, true)?;
+            }
             return Ok(Scanned::Clean);
         }
         let before = self.journal_state()?;
@@ -119,39 +125,51 @@ impl Db {
     pub fn capture_before_journal(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
         match std::fs::metadata(&self.paths.main) {
-            Ok(m) if inner.stamp == Some(Stamp::from(&m)) => Ok(()),
+            Ok(m) if inner.stamp == Some(Stamp::from(&m)) && !inner.is_replaced => Ok(()),
             Ok(_) => self.capture_view(&mut inner, false),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(DbError::io("stat", &self.paths.main)(e)),
         }
     }
 
-    /// Captures the WAL, which is about to be removed; if all of it is in the database file, which SQLite sees to, that
-    /// is known to be captured.
+    /// Captures the WAL for good, before it is removed or emptied; if all of it is in the database file, which SQLite sees
+    /// to, that is known to be captured. If not, the database becomes what the file is, which is compared then.
     ///
     /// # Errors
     /// Disk or log; the removal must then be refused (INV-DB-2).
     pub fn capture_last_of_wal(&self) -> Result<(), DbError> {
+        let is_in_file = self.wal_is_in_file()?;
+        self.sync_log()?;
+        if !is_in_file {
+            self.mark_replaced()?;
+        }
+        Ok(())
+    }
+
+    fn wal_is_in_file(&self) -> Result<bool, DbError> {
         let mut inner = self.lock();
         self.capture_wal_locked(&mut inner)?;
         let Some(view) = View::open(&self.paths, true)? else {
-            return Ok(());
+            return Ok(true);
         };
         let io = || DbError::io("read", &self.paths.main);
         let stamp = Stamp::of(view.main()).map_err(io())?;
         let len = u64::from(inner.page_count) * u64::from(view.page_size.get());
-        if inner.trouble.is_some() || inner.page_size != Some(view.page_size) || stamp.size != len {
-            return Ok(());
+        if inner.trouble.is_some() || inner.page_size != Some(view.page_size) {
+            return Ok(true); // compared in any case
+        }
+        if stamp.size != len {
+            return Ok(false);
         }
         let mut page = vec![0; view.page_size.len()];
         for pgno in view.wal_pages().filter(|p| p.get() <= inner.page_count) {
             view.page_in_file(pgno, &mut page).map_err(io())?;
             if inner.checksums.get(pgno) != Some(page_checksum(pgno, &page)) {
-                return Ok(());
+                return Ok(false);
             }
         }
         inner.stamp = Some(stamp);
-        Ok(())
+        Ok(true)
     }
 
     /// Captures the difference between all pages as readers see them and what was captured.
@@ -283,6 +301,12 @@ impl Db {
             std::fs::remove_file(&mark).map_err(DbError::io("remove", &mark))?;
         }
         Ok(())
+    }
+
+    /// Returns whether the file has to be compared, for another took its place.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        self.lock().is_replaced
     }
 
     pub(super) fn replaced_mark(&self) -> std::path::PathBuf {

@@ -101,6 +101,12 @@ impl Db {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
     }
 
+    /// Returns whether a program has the wal-index open.
+    #[must_use]
+    pub fn is_index_open(&self) -> bool {
+        self.index_users.load(Ordering::Acquire) > 0
+    }
+
     pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
         let trust_index = self.node.shm_is_shared() && self.index_users.load(Ordering::Acquire) > 0;
         while self.capture_wal_step(inner, trust_index)? == Step::More {}

@@ -30,6 +30,7 @@ impl Db {
             pages: Vec::new(),
             cursor: None,
         };
-        self.commit_range(inner, &range)
+        self.commit_range(inner, &range)?;
+        self.forget_replaced(inner)
     }
 }

@@ -394,6 +394,7 @@ impl Db {
     pub fn is_captured(&self) -> bool {
         let inner = self.lock();
         inner.trouble.is_none()
+            && !inner.is_replaced
             && inner.stamp.is_some()
             && File::open(&self.paths.main)
                 .ok()

@@ -232,8 +232,11 @@ impl LiteVolume {
             }
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.capture_for_good()
-                        .map_err(|e| refuse(&db, "capture before wal truncation", &e))?;
+                    let captured = match size {
+                        0 => db.capture_last_of_wal(),
+                        _ => db.capture_for_good(),
+                    };
+                    captured.map_err(|e| refuse(&db, "capture before wal truncation", &e))?;
                 }
             }
             Role::Journal(main) if size == 0 => {
@@ -351,7 +354,6 @@ impl LiteVolume {
             Role::Wal(main) => {
                 if let Some(db) = self.owner(&main) {
                     db.capture_last_of_wal()
-                        .and_then(|()| db.sync_log())
                         .map_err(|e| refuse(&db, "capture before wal removal", &e))?;
                 }
             }
@@ -410,6 +412,9 @@ impl LiteVolume {
                     && let Some(db) = self.owner(&main)
                 {
                     db.wal_replaced();
+                    if db.is_replaced() {
+                        self.watcher.look_at(&main);
+                    }
                 }
             }
             Op::Create { path } => match Role::of(path) {
@@ -443,6 +448,9 @@ impl LiteVolume {
                         db.wal_replaced();
                         // The database may go on in another mode.
                         self.watcher.file_opened(&main, false);
+                        if db.is_replaced() {
+                            self.watcher.look_at(&main);
+                        }
                     }
                 }
                 _ => {}
@@ -582,12 +590,20 @@ impl fuse::Volume for LiteVolume {
             {
                 db.index_closed();
             }
-        } else if mark == MARK_PLAIN
-            && writable
-            && self.node.is_primary()
-            && Role::of(path) == Role::Main
-        {
-            self.watcher.look_at(path);
+        } else if mark == MARK_PLAIN && writable && self.node.is_primary() {
+            match Role::of(path) {
+                Role::Main => self.watcher.look_at(path),
+                // Copied there, by a call of which no event tells.
+                Role::Wal(main)
+                    if self
+                        .store
+                        .at(&main)
+                        .is_some_and(|db| !db.is_index_open() && db.has_wal()) =>
+                {
+                    self.watcher.wal_grew(main);
+                }
+                _ => {}
+            }
         }
     }
 

@@ -417,6 +417,59 @@ fn change_page_size(pair: &Pair) {
 }
 
 #[test]
+fn files_of_a_wal_database_are_put_in_place_one_after_the_other() {
+    for passthrough in [true, false] {
+        let Some(pair) = Pair::start(passthrough) else {
+            return;
+        };
+        // A database of which a part is in its WAL alone, and the same after more of it.
+        let source = tempfile::tempdir().unwrap();
+        let from = Connection::open(source.path().join("s.db")).unwrap();
+        run(
+            &from,
+            "PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0",
+        );
+        run(&from, TABLE);
+        run(&from, "PRAGMA wal_checkpoint");
+        run(&from, &insert(50, 500));
+        let put = |suffix: &str| {
+            let to = pair.primary.path(&format!("a.db{suffix}"));
+            fs::copy(source.path().join(format!("s.db{suffix}")), to).unwrap();
+        };
+        let same = |count: &str| {
+            let mut db = pair.primary.open("a.db");
+            assert_eq!(text(&db, "SELECT count(*) FROM t"), count);
+            pair.same(&mut db, "a.db");
+        };
+        put("");
+        put("-wal");
+        same("50"); // and its end checkpoints it
+        put("");
+        put("-wal");
+        let replica = || {
+            let db = pair.replica.open("a.db");
+            db.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0))
+        };
+        wait_for("the replica to have what the WAL says", || {
+            replica().is_ok_and(|count| count == 50)
+        });
+        // What was in the WAL alone is gone with it.
+        fs::write(pair.primary.path("a.db-wal"), b"").unwrap();
+        wait_for("the replica to have what the file says", || {
+            replica().is_ok_and(|count| count == 0)
+        });
+        same("0");
+        run(&from, &insert(10, 500));
+        put("");
+        put("-wal");
+        same("60");
+        put("-wal");
+        fs::remove_file(pair.primary.path("a.db-wal")).unwrap();
+        same("60");
+    }
+}
+
+#[test]
 fn a_program_alone_with_its_database_never_finds_it_busy() {
     for passthrough in [true, false] {
         let Some(pair) = Pair::start(passthrough) else {
