@@ -727,7 +727,7 @@ impl Db {
     }
 
     fn recover_replica(&self, inner: &mut Inner, is_trusted: bool) -> Result<(), DbError> {
-        if self.log.end().is_none() {
+        if self.log.end().is_none() && inner.pos == Pos::ZERO {
             return Ok(()); // what has its names here is not its own, and is moved away when it comes
         }
         if inner.page_count > 0 || self.paths.wal.exists() {
