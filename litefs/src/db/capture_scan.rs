@@ -64,7 +64,7 @@ impl Db {
         if self.has_wal() && is_wal_mode(&main) {
             // Pages reach the file by checkpoints, of frames that are captured.
             self.capture_wal_locked(&mut inner)?;
-            if inner.is_replaced {
+            if inner.is_replaced || inner.page_count == 0 {
                 if self.is_index_open() {
                     return Ok(Scanned::Busy);
                 }
@@ -177,6 +177,8 @@ impl Db {
         let Some(view) = View::open(&self.paths, with_wal)? else {
             return Ok(());
         };
+        // Of before: what is written meanwhile is not in it.
+        let stamp = Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))?;
         let seen = self.prepare_view(inner, &view)?;
         let cursor = view.wal_end.map(|(header, end)| WalCursor {
             salt1: header.salts.0,
@@ -185,7 +187,6 @@ impl Db {
             checksum1: end.checksum.0,
             checksum2: end.checksum.1,
         });
-        let stamp = Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))?;
         self.commit_seen(inner, &view, seen, cursor)?;
         inner.stamp = Some(stamp);
         Ok(())

@@ -238,6 +238,9 @@ pub enum Trust {
     PageCache,
     /// All was synced at the end, and nobody had a database open: files that changed since were changed by hand.
     CleanEnd,
+    /// The node runs, and a program may be writing the database that was just found: who found it captures it, at a moment
+    /// when nobody writes.
+    Running,
 }
 
 /// What others see of a database without its lock.

@@ -117,6 +117,7 @@ impl Db {
                     source,
                 }
             })?;
+        let is_found_now = trust == Trust::Running && node.is_primary();
         let mut trust = trust;
         let mut is_damaged = false;
         let mut is_end_lost = false;
@@ -208,7 +209,7 @@ impl Db {
             }
             db.finish_replacing()?;
             let mut journal = Rollback::None;
-            if db.node.is_primary() || db.log.end().is_some() {
+            if !is_found_now && (db.node.is_primary() || db.log.end().is_some()) {
                 journal = db.roll_back_journal()?;
             }
             let is_healing = db.healing_mark().exists();
@@ -219,7 +220,10 @@ impl Db {
             if inner.is_replaced {
                 trust = Trust::Nothing;
             }
-            if db.node.is_primary() {
+            if is_found_now {
+                // A journal may be that of a transaction under way, and pages half of it.
+                inner.stamp = None;
+            } else if db.node.is_primary() {
                 db.recover_primary(
                     &mut inner,
                     is_known,

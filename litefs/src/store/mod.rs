@@ -11,6 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -38,6 +39,8 @@ pub struct Store {
     making: Mutex<()>,
     /// Databases that could not be opened, with why.
     broken: RwLock<HashMap<DbName, String>>,
+    /// The files are found; programs come from now on.
+    is_open: AtomicBool,
 }
 
 impl Store {
@@ -51,6 +54,7 @@ impl Store {
             dbs: RwLock::default(),
             making: Mutex::default(),
             broken: RwLock::default(),
+            is_open: AtomicBool::new(false),
         };
         let metas = &store.node.metas;
         let found: Vec<(DbName, PathBuf)> = fs::read_dir(metas)
@@ -71,6 +75,7 @@ impl Store {
         if store.node.is_primary() {
             store.adopt_all(Path::new(""))?;
         }
+        store.is_open.store(true, Ordering::Release);
         Ok(store)
     }
 
@@ -198,12 +203,11 @@ impl Store {
             });
         }
         let meta = self.make_meta(name)?;
-        let db = Arc::new(Db::open(
-            self.node.clone(),
-            name.clone(),
-            meta,
-            Trust::PageCache,
-        )?);
+        let trust = match self.is_open.load(Ordering::Acquire) {
+            true => Trust::Running,
+            false => Trust::PageCache,
+        };
+        let db = Arc::new(Db::open(self.node.clone(), name.clone(), meta, trust)?);
         self.dbs.write().insert(name.clone(), db.clone());
         // What opening found was published before anybody could find the database here.
         self.node.hub.publish(name);
