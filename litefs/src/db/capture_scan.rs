@@ -297,9 +297,12 @@ impl Db {
     }
 
     pub(super) fn forget_replaced(&self, inner: &mut Inner) -> Result<(), DbError> {
-        if std::mem::take(&mut inner.is_replaced) {
+        if inner.is_replaced {
+            // Without the record of it, a start after a power cut would take the file for one that the log knows better.
+            self.log.sync().map_err(self.log_error())?;
             let mark = self.replaced_mark();
             std::fs::remove_file(&mark).map_err(DbError::io("remove", &mark))?;
+            inner.is_replaced = false;
         }
         Ok(())
     }

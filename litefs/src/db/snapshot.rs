@@ -356,7 +356,10 @@ impl Db {
 
     fn end_replacing(&self) -> Result<(), DbError> {
         let mark = self.replacing_mark();
-        std::fs::remove_file(&mark).map_err(DbError::io("remove", &mark))
+        // Before another copy can have the name that the mark is about.
+        std::fs::remove_file(&mark)
+            .and_then(|()| File::open(&self.paths.meta)?.sync_all())
+            .map_err(DbError::io("remove", &mark))
     }
 
     /// Ends a replacement that was interrupted, before anything of the database is looked at.

@@ -74,7 +74,7 @@ fn run(db: &Connection, sql: &str) {
     all().unwrap_or_else(|e| panic!("{sql}: {e}"));
 }
 
-fn text(db: &Connection, sql: &str) -> String {
+pub(crate) fn text(db: &Connection, sql: &str) -> String {
     db.query_row(sql, [], |r| {
         Ok(match r.get_ref(0)? {
             rusqlite::types::ValueRef::Text(t) => String::from_utf8_lossy(t).into_owned(),

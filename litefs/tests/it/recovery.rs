@@ -8,6 +8,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use crate::harness::{Node, Options, assert_same, assert_same_pages, cannot_mount, wait_for};
+use crate::modes::text;
 
 #[expect(clippy::disallowed_methods, reason = "what a user does in the mount")]
 fn rename(node: &Node, from: &str, to: &str) {
@@ -24,17 +25,6 @@ fn insert(db: &Connection) -> rusqlite::Result<usize> {
 }
 
 const TABLE: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB)";
-
-fn text(db: &Connection, sql: &str) -> String {
-    db.query_row(sql, [], |r| {
-        Ok(match r.get_ref(0)? {
-            rusqlite::types::ValueRef::Text(t) => String::from_utf8_lossy(t).into_owned(),
-            rusqlite::types::ValueRef::Integer(i) => i.to_string(),
-            other => format!("{other:?}"),
-        })
-    })
-    .unwrap_or_else(|e| panic!("{sql}: {e}"))
-}
 
 /// The daemon is killed at a step, once `armed` is there.
 fn dies_at(step: &str, armed: &Path) -> Options {
