@@ -2,7 +2,8 @@
 """Runs the workloads of sqlbench in several directories and prints a table.
 
 The directories take turns, so that what else the machine does hits all of them. A cell is the median rate of all
-rounds, its ratio to the first directory, and the median of the median latencies in microseconds.
+rounds, its ratio to the first directory, and the median of the median latencies in microseconds; lag has its 99th
+percentile as well.
 
 usage: compare.py [-n ROUNDS] [-s SECONDS] [-w WORKLOAD,...] NAME=DIR ...
 """
@@ -69,6 +70,7 @@ def main():
                 base = median(dirs[0][0], 0)
                 cells = (
                     f"{median(n, 0):9.0f}/s {median(n, 0) / base:5.2f}x {median(n, 1):5.0f}u".rjust(22)
+                    + (f" 99%: {median(n, 2):.0f}u" if workload.startswith("lag:") else "")
                     for n, _ in dirs
                 )
                 print(key.split(":")[0].ljust(20), *cells, flush=True)

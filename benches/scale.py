@@ -93,9 +93,13 @@ class Node:
             return None
 
     def cpu_seconds(self):
-        with open(f"/proc/{self.process.pid}/stat") as stat:
-            fields = stat.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU time of all threads, by the scheduler's nanoseconds: the ticks of /proc/PID/stat are too coarse."""
+        tasks = f"/proc/{self.process.pid}/task"
+        total = 0
+        for task in os.listdir(tasks):
+            with open(f"{tasks}/{task}/schedstat") as stat:
+                total += int(stat.read().split()[0])
+        return total / 1e9
 
 
 def connect(path):
@@ -194,7 +198,7 @@ def many(litefs, top, count):
               f"restart: ready after {primary.start():.2f} s", flush=True)
 
 
-def idle(what, nodes, seconds=10):
+def idle(what, nodes, seconds=20):
     before = [node.cpu_seconds() for _, node in nodes]
     time.sleep(seconds)
     used = [(node.cpu_seconds() - b) / seconds * 100 for (_, node), b in zip(nodes, before)]
