@@ -70,6 +70,17 @@ impl Invalidator {
         self.inodes.find_backing(attr::key(&st)).map(|n| n.ino)
     }
 
+    /// Returns how many handles are open on the file behind a path, whoever has them.
+    #[must_use]
+    pub fn handle_count(&self, path: &Path) -> u32 {
+        let Ok(st) = stat_at(self.root.as_raw_fd(), path) else {
+            return 0;
+        };
+        self.inodes
+            .find_backing(attr::key(&st))
+            .map_or(0, |node| node.open.lock().handle_count)
+    }
+
     /// Learns that the file behind a path is about to be removed or replaced other than through the mount.
     pub fn forget_file(&self, path: &Path) {
         if let Ok(st) = stat_at(self.root.as_raw_fd(), path) {

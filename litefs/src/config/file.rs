@@ -69,6 +69,9 @@ pub(crate) struct Lease {
     pub(crate) reconnect_delay: Option<GoDuration>,
     pub(crate) demote_delay: Option<GoDuration>,
     pub(crate) databases: Option<Vec<String>>,
+    pub(crate) peers: Option<Vec<String>>,
+    pub(crate) region: Option<String>,
+    pub(crate) priority: Option<u32>,
     pub(crate) consul: Option<Consul>,
 }
 

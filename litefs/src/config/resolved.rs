@@ -112,29 +112,57 @@ pub struct Http {
     pub snapshot_timeout: Option<Duration>,
 }
 
-/// Section `lease`, for a static lease: the file names the primary.
+/// Section `lease`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lease {
     /// What this node is.
     pub role: Role,
-    /// The primary's host name, as `.primary` shows it.
+    /// Of a static lease the primary's host name, as `.primary` shows it; else this node's.
     pub hostname: String,
-    /// The primary's API.
+    /// Of a static lease the primary's API; else this node's.
     pub advertise_url: NodeUrl,
+    /// How this node meets the others that elect a primary.
+    pub election: Election,
     /// Pause before a lost stream is opened again.
     pub reconnect_delay: Duration,
     /// Databases a replica follows; takes all on the primary.
     pub databases: DatabaseFilter,
 }
 
-/// What a node is under a static lease.
+/// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Accepts writes.
+    /// Accepts writes, as its file says.
     Primary,
-    /// Follows the primary.
+    /// Follows the primary that its file names.
     Replica,
+    /// Has a vote, and may be elected primary.
+    Candidate,
+    /// Follows whom the candidates elect.
+    Follower,
+}
+
+impl Role {
+    /// Whether the primary is elected.
+    #[must_use]
+    pub fn is_elected(self) -> bool {
+        matches!(self, Role::Candidate | Role::Follower)
+    }
+}
+
+/// What `lease.type: raft` needs to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Election {
+    /// APIs of nodes that may be members of the cluster, this one among them or not. None: a cluster of this node alone.
+    pub peers: Vec<NodeUrl>,
+    /// Where this node is, for `status` and for the choice of a primary.
+    pub region: String,
+    /// Among healthy candidates the one with the highest number is preferred as primary.
+    pub priority: u32,
+    /// Asks for the primary's role once it is level with the primary.
+    pub promote: bool,
 }
 
 /// Section `log`.
@@ -199,7 +227,7 @@ impl Resolved {
     /// Whether commands with `if-candidate` run here.
     #[must_use]
     pub fn is_candidate(&self) -> bool {
-        self.lease.role == Role::Primary
+        matches!(self.lease.role, Role::Primary | Role::Candidate)
     }
 }
 
@@ -293,11 +321,33 @@ impl Lease {
         os_hostname: &str,
         listen: &ListenAddr,
     ) -> Result<Self, ConfigError> {
-        check_lease_type(file.r#type.as_deref())?;
-        let role = if flag(file.candidate, true) {
-            Role::Primary
-        } else {
-            Role::Replica
+        let is_elected = is_elected(file.r#type.as_deref())?;
+        let role = match (is_elected, flag(file.candidate, true)) {
+            (false, true) => Role::Primary,
+            (false, false) => Role::Replica,
+            (true, true) => Role::Candidate,
+            (true, false) => Role::Follower,
+        };
+        let peers = file.peers.unwrap_or_default();
+        if !is_elected && !peers.is_empty() {
+            let problem = "peers elect a primary, and a static lease names it";
+            let remedy = "write `type: raft` under lease, or remove the list";
+            return Err(ConfigError::setting("lease.peers", problem, remedy));
+        }
+        if role == Role::Follower && peers.is_empty() {
+            let problem = "a node with `candidate: false` must know nodes that elect its primary";
+            let remedy = "write peers: [\"http://CANDIDATE:20202\"] under lease";
+            return Err(ConfigError::setting("lease.peers", problem, remedy));
+        }
+        let peers = peers
+            .iter()
+            .map(|peer| peer.parse::<NodeUrl>().map_err(|error| address("lease.peers", &error)))
+            .collect::<Result<_, ConfigError>>()?;
+        let election = Election {
+            peers,
+            region: file.region.unwrap_or_default(),
+            priority: file.priority.unwrap_or_default(),
+            promote: flag(file.promote, false),
         };
         let hostname = file.hostname.filter(|hostname| !hostname.is_empty());
         let url = match file.advertise_url.filter(|url| !url.is_empty()) {
@@ -309,7 +359,7 @@ impl Lease {
         };
         let (hostname, advertise_url) = match (role, hostname, url) {
             (_, Some(hostname), Some(url)) => (hostname, url),
-            (Role::Primary, hostname, url) => {
+            (Role::Primary | Role::Candidate | Role::Follower, hostname, url) => {
                 let hostname = hostname.unwrap_or_else(|| os_hostname.to_owned());
                 let url = url.unwrap_or_else(|| NodeUrl::new(&hostname, listen.port()));
                 (hostname, url)
@@ -323,6 +373,7 @@ impl Lease {
             role,
             hostname,
             advertise_url,
+            election,
             reconnect_delay: file
                 .reconnect_delay
                 .map_or(DEFAULT_RECONNECT_DELAY, |delay| {
@@ -399,31 +450,22 @@ fn refuse_what_is_missing(file: &file::File) -> Result<(), ConfigError> {
     Ok(())
 }
 
-const STATIC_LEASE: &str = "write these three lines instead\n  \
+const LEASE_REMEDY: &str = "write these three lines instead\n  \
     lease:\n    \
-      type: static\n    \
-      candidate: true    # on the node that takes writes; false on all others\n    \
-      advertise-url: \"http://PRIMARY:20202\"    # the same on every node\n";
+      type: raft\n    \
+      advertise-url: \"http://THIS-NODE:20202\"\n    \
+      peers: [\"http://NODE-1:20202\", \"http://NODE-2:20202\", \"http://NODE-3:20202\"]    # the same on every node";
 
-fn check_lease_type(lease_type: Option<&str>) -> Result<(), ConfigError> {
+/// Returns whether the primary is elected.
+fn is_elected(lease_type: Option<&str>) -> Result<bool, ConfigError> {
     let problem = match lease_type {
-        Some("static") => return Ok(()),
-        Some("raft") => {
-            return Err(ConfigError::NotInThisVersion {
-                key: "lease.type",
-                feature: "election",
-                remedy: "use `type: static`",
-            });
-        }
+        Some("static") => return Ok(false),
+        Some("raft") => return Ok(true),
         Some("consul") => "Consul is neither needed nor supported".to_owned(),
         None | Some("") => "a type is required".to_owned(),
         Some(other) => format!("`{other}` is not a type of lease"),
     };
-    Err(ConfigError::setting(
-        "lease.type",
-        problem,
-        STATIC_LEASE.trim_end(),
-    ))
+    Err(ConfigError::setting("lease.type", problem, LEASE_REMEDY))
 }
 
 fn primary_unnamed() -> ConfigError {
@@ -433,8 +475,8 @@ fn primary_unnamed() -> ConfigError {
 }
 
 fn check_filter(role: Role, databases: &DatabaseFilter) -> Result<(), ConfigError> {
-    if role == Role::Primary && !databases.takes_all() {
-        let problem = "the primary holds every database";
+    if matches!(role, Role::Primary | Role::Candidate) && !databases.takes_all() {
+        let problem = "a primary holds every database";
         let remedy = "remove the list, or set `lease.candidate: false` to make this a replica";
         return Err(ConfigError::setting("lease.databases", problem, remedy));
     }

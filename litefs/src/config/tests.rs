@@ -201,9 +201,9 @@ fn a_link_does_not_hide_that_directories_are_the_same() {
 
 #[test]
 fn refusals_say_what_where_and_what_to_do() {
-    let lease = "write these three lines instead\n  lease:\n    type: static\n    \
-        candidate: true    # on the node that takes writes; false on all others\n    \
-        advertise-url: \"http://PRIMARY:20202\"    # the same on every node";
+    let lease = "write these three lines instead\n  lease:\n    type: raft\n    \
+        advertise-url: \"http://THIS-NODE:20202\"\n    \
+        peers: [\"http://NODE-1:20202\", \"http://NODE-2:20202\", \"http://NODE-3:20202\"]    # the same on every node";
     let table = [
         ("", format!("lease.type: a type is required: {lease}")),
         (
@@ -215,8 +215,21 @@ fn refusals_say_what_where_and_what_to_do() {
             format!("lease.type: `etcd` is not a type of lease: {lease}"),
         ),
         (
-            "lease: {type: raft}",
-            "lease.type: election is not in this version: use `type: static`".to_owned(),
+            "lease: {type: raft, candidate: false}",
+            "lease.peers: a node with `candidate: false` must know nodes that elect its primary: \
+             write peers: [\"http://CANDIDATE:20202\"] under lease"
+                .to_owned(),
+        ),
+        (
+            "lease: {type: static, peers: ['http://a:1']}",
+            "lease.peers: peers elect a primary, and a static lease names it: \
+             write `type: raft` under lease, or remove the list"
+                .to_owned(),
+        ),
+        (
+            "lease: {type: raft, peers: ['a:1']}",
+            "lease.peers: `a:1` is not a node's URL: write http://HOST:20202, without a path"
+                .to_owned(),
         ),
         (
             "lease: {type: static, candidate: false}",
@@ -232,7 +245,7 @@ fn refusals_say_what_where_and_what_to_do() {
         ),
         (
             "lease: {type: static, databases: [a]}",
-            "lease.databases: the primary holds every database: \
+            "lease.databases: a primary holds every database: \
              remove the list, or set `lease.candidate: false` to make this a replica"
                 .to_owned(),
         ),

@@ -73,6 +73,7 @@ impl Db {
     /// `PosMismatch`, `Ltx` and `Log` leave the database as it was.
     pub fn apply(&self, records: &[Record], sync: bool) -> Result<Pos, DbError> {
         let mut inner = self.lock();
+        self.check_is_replica()?;
         let known = inner.pos;
         let first_new = records
             .iter()
@@ -134,6 +135,17 @@ impl Db {
         Ok(target)
     }
 
+    /// Refuses what others wrote while programs here may write.
+    pub(super) fn check_is_replica(&self) -> Result<(), DbError> {
+        match self.is_primary() {
+            true => Err(DbError::Locked {
+                what: "a program's write transaction has not ended: the database",
+                path: self.paths.main.clone(),
+            }),
+            false => Ok(()),
+        }
+    }
+
     /// Returns where the copy here is.
     pub fn applied(&self) -> Applied {
         Applied {
@@ -148,6 +160,7 @@ impl Db {
     /// Disk, log.
     pub fn apply_drop(&self, at: Pos) -> Result<(), DbError> {
         let mut inner = self.lock();
+        self.check_is_replica()?;
         if inner.pos == at {
             return Ok(());
         }
@@ -332,7 +345,7 @@ impl Db {
 
     /// A file that was written in part is not what the checksums say: a difference must be one from what is there.
     pub(super) fn look_at_half_written(&self, inner: &mut Inner) {
-        if inner.trouble.is_none() || self.node.is_primary() || inner.replica_wal.is_some() {
+        if inner.trouble.is_none() || self.is_primary() || inner.replica_wal.is_some() {
             return;
         }
         if let Ok(Some(view)) = super::view::View::open(&self.paths, false)
@@ -460,6 +473,11 @@ impl Db {
         if self.open_if_ready() {
             return Ok(());
         }
+        if self.is_primary() {
+            // It was promoted while this open was on its way.
+            self.gate.lock().handle_count += 1;
+            return Ok(());
+        }
         if let Some(what) = &inner.trouble {
             // Half of a transaction is in the file.
             return Err(DbError::Corrupt {
@@ -501,6 +519,9 @@ impl Db {
     /// Disk.
     pub fn release_readers(&self) -> Result<bool, DbError> {
         let mut inner = self.lock();
+        if self.handles_in_mount() > 0 {
+            return Ok(false);
+        }
         {
             let mut gate = self.gate.lock();
             if gate.handle_count > 0 {

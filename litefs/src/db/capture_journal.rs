@@ -28,6 +28,9 @@ impl Db {
     /// Disk or log; the commit must then be refused.
     pub fn capture_journal(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
+        if !self.is_primary() {
+            return Ok(());
+        }
         self.capture_journal_locked(&mut inner)
     }
 

@@ -41,7 +41,7 @@ impl Db {
         nobody_writes: Option<&dyn Fn() -> bool>,
     ) -> Result<Scanned, DbError> {
         let mut inner = self.lock();
-        if inner.replica_wal.is_some() || !self.node.is_primary() {
+        if inner.replica_wal.is_some() || !self.is_primary() {
             return Ok(Scanned::Clean);
         }
         if inner.trouble.is_some() {
@@ -110,6 +110,9 @@ impl Db {
     /// # Errors
     /// Disk or log.
     pub fn capture_now(&self) -> Result<(), DbError> {
+        if !self.is_primary() {
+            return Ok(());
+        }
         self.capture_wal()?;
         if !self.is_captured() {
             self.capture_untraced(None)?;
@@ -124,6 +127,9 @@ impl Db {
     /// Disk or log; the file must then not be made.
     pub fn capture_before_journal(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
+        if !self.is_primary() {
+            return Ok(());
+        }
         match std::fs::metadata(&self.paths.main) {
             Ok(m) if inner.stamp == Some(Stamp::from(&m)) && !inner.is_replaced => Ok(()),
             Ok(_) => self.capture_view(&mut inner, false),
@@ -148,6 +154,9 @@ impl Db {
 
     fn wal_is_in_file(&self) -> Result<bool, DbError> {
         let mut inner = self.lock();
+        if !self.is_primary() {
+            return Ok(true);
+        }
         self.capture_wal_locked(&mut inner)?;
         let Some(view) = View::open(&self.paths, true)? else {
             return Ok(true);
@@ -284,7 +293,7 @@ impl Db {
     /// Disk; it must then not be done.
     pub fn mark_replaced(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
-        if inner.page_count == 0 || inner.is_replaced {
+        if !self.is_primary() || inner.page_count == 0 || inner.is_replaced {
             return Ok(());
         }
         let mark = self.replaced_mark();
@@ -356,7 +365,7 @@ impl Db {
 }
 
 /// Returns whether the file itself says that it is in WAL mode.
-fn is_wal_mode(main: &File) -> bool {
+pub(super) fn is_wal_mode(main: &File) -> bool {
     let mut head = [0; DB_HEADER_LEN];
     super::capture_wal::read_full(main, &mut head, 0).is_ok_and(|n| n == head.len())
         && DbHeader::parse(&head).is_some_and(|h| h.is_wal())

@@ -45,6 +45,9 @@ impl Db {
     /// Disk or log; the reset must then be refused (INV-DB-2).
     pub fn capture_wal(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
+        if !self.is_primary() {
+            return Ok(()); // the frames are ours
+        }
         self.capture_wal_locked(&mut inner)
     }
 
@@ -68,6 +71,9 @@ impl Db {
     #[must_use]
     pub fn has_unpublished_frames(&self) -> bool {
         let inner = self.lock();
+        if !self.is_primary() {
+            return false;
+        }
         let (Some(wal), Some(cursor), Some(page_size)) =
             (&inner.wal, inner.cursor, inner.page_size)
         else {
@@ -119,7 +125,30 @@ impl Db {
         Ok(())
     }
 
+    /// Captures what a wal-index says is committed, which was read while its locks are ours.
+    pub(super) fn capture_wal_to(
+        &self,
+        inner: &mut Inner,
+        index: WalIndexHeader,
+    ) -> Result<(), DbError> {
+        inner.index_change = None;
+        while self.capture_wal_with(inner, |header| {
+            (index.salts == header.salts).then_some(Extent::Index(index))
+        })? == Step::More
+        {}
+        inner.index_change = None;
+        Ok(())
+    }
+
     fn capture_wal_step(&self, inner: &mut Inner, trust_index: bool) -> Result<Step, DbError> {
+        self.capture_wal_with(inner, |header| self.committed_extent(header, trust_index))
+    }
+
+    fn capture_wal_with(
+        &self,
+        inner: &mut Inner,
+        extent: impl Fn(&WalHeader) -> Option<Extent>,
+    ) -> Result<Step, DbError> {
         if inner.wal.is_none() {
             if std::fs::metadata(&self.paths.main).map_or(0, |m| m.len()) == 0 {
                 // Left over from a database that was removed: SQLite reads no WAL without a database, and deletes one
@@ -135,7 +164,7 @@ impl Db {
         let Some(wal) = inner.wal.take() else {
             return Ok(Step::Done);
         };
-        let step = self.capture_frames(inner, &wal, trust_index);
+        let step = self.capture_frames(inner, &wal, extent);
         inner.wal = Some(wal);
         step
     }
@@ -144,7 +173,7 @@ impl Db {
         &self,
         inner: &mut Inner,
         wal: &File,
-        trust_index: bool,
+        extent: impl Fn(&WalHeader) -> Option<Extent>,
     ) -> Result<Step, DbError> {
         let io = || DbError::io("read", &self.paths.wal);
         let mut head = [0; WAL_HEADER_LEN];
@@ -154,7 +183,7 @@ impl Db {
         let Ok(header) = WalHeader::decode(&head) else {
             return Ok(Step::Done);
         };
-        let Some(extent) = self.committed_extent(&header, trust_index) else {
+        let Some(extent) = extent(&header) else {
             return Ok(Step::Done);
         };
         let (salt1, salt2) = (header.salts.0, header.salts.1);

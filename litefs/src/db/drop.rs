@@ -11,6 +11,9 @@ impl Db {
     /// Log.
     pub fn dropped(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
+        if !self.is_primary() {
+            return Ok(());
+        }
         if inner.page_count > 0 {
             self.commit_drop(&mut inner)?;
         }

@@ -33,6 +33,7 @@ pub mod page_checksums;
 pub mod paths;
 mod recover;
 mod replica_wal;
+mod role;
 mod shm;
 mod snapshot;
 mod view;
@@ -79,6 +80,9 @@ pub mod steps {
         FOLD_PAGE = "recover.fold:page",
         FOLD_CUT = "recover.fold:cut",
         FOLD_REMOVE = "recover.fold:remove",
+        FENCE_LOCKED = "role.fence:locked",
+        FENCE_CAPTURED = "role.fence:captured",
+        PROMOTE = "role.promote",
     }
 }
 
@@ -114,8 +118,12 @@ pub struct NodeContext {
     pub mount: PathBuf,
     /// Tells who wants to know that a database moved.
     pub hub: ChangeHub,
-    /// Whether this node may write: it is the primary.
+    /// Whether this node may write: it is the primary. Each database has its own say, which follows this one.
     pub is_primary: AtomicBool,
+    /// Whether it is about to give the role away: nothing new is begun.
+    pub is_draining: AtomicBool,
+    /// Whether it may become the primary while it runs: programs may then open databases for writing on a replica too.
+    pub is_candidate: bool,
     /// Whether it was primary, and has not had all that its primary has since: its databases may hold what no other does.
     pub was_primary: AtomicBool,
     /// Whether this node died as a replica and is primary now, until its databases are open: of their last transactions
@@ -152,6 +160,12 @@ impl NodeContext {
     #[must_use]
     pub fn is_primary(&self) -> bool {
         self.is_primary.load(Ordering::Acquire)
+    }
+
+    /// Returns whether programs may make new databases here.
+    #[must_use]
+    pub fn takes_writes(&self) -> bool {
+        self.is_primary() && !self.is_draining.load(Ordering::Acquire)
     }
 
     /// Returns whether programs share a wal-index with us by its backing file, which passthrough makes so.
@@ -207,6 +221,8 @@ pub struct Db {
     paths: DbPaths,
     node: Arc<NodeContext>,
     log: Log,
+    /// Programs write here and we capture; otherwise we write, and they read.
+    is_primary: AtomicBool,
     inner: Mutex<Inner>,
     published: Mutex<Published>,
     gate: Mutex<Gate>,
@@ -417,10 +433,18 @@ impl Db {
         self.paths.wal.exists()
     }
 
+    /// Returns whether programs write this database here.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.is_primary.load(Ordering::Acquire)
+    }
+
     /// Returns how many handles programs have on this replica's database.
     #[must_use]
     pub fn reader_count(&self) -> u32 {
-        self.gate.lock().handle_count
+        // Those that were opened while this node was primary are known to the mount alone.
+        let counted = self.gate.lock().handle_count;
+        counted.max(self.handles_in_mount())
     }
 
     /// Makes the log durable, if it grew since it was.
@@ -447,7 +471,7 @@ impl Db {
         }
         let end = self.log.end_pos();
         // A replica logs first; it comes again to what it has not applied.
-        let is_ahead = !self.node.is_primary() && end.txid > inner.pos.txid;
+        let is_ahead = !self.is_primary() && end.txid > inner.pos.txid;
         if end != inner.pos && !is_ahead {
             // What the log gives up must be durable in the files.
             for path in [&self.paths.main, &self.paths.wal] {

@@ -59,9 +59,10 @@ struct Extra {
 
 /// What became of a journal found at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rollback {
+pub(super) enum Rollback {
     /// There was none, or it meant nothing.
     None,
+    /// It was played back.
     Done,
     /// Whether it means something is SQLite's to say.
     Left,
@@ -164,6 +165,7 @@ impl Db {
         };
         let db = Db {
             log,
+            is_primary: std::sync::atomic::AtomicBool::new(node.takes_writes()),
             inner: Mutex::new(Inner {
                 page_size: None,
                 page_count: 0,
@@ -204,12 +206,12 @@ impl Db {
             if !is_known {
                 trust = Trust::Nothing;
             }
-            if is_end_lost && db.node.is_primary() {
+            if is_end_lost && db.is_primary() {
                 db.leave_numbers_out(&mut inner)?;
             }
             db.finish_replacing()?;
             let mut journal = Rollback::None;
-            if !is_found_now && (db.node.is_primary() || db.log.end().is_some()) {
+            if !is_found_now && (db.is_primary() || db.log.end().is_some()) {
                 journal = db.roll_back_journal()?;
             }
             let is_healing = db.healing_mark().exists();
@@ -223,7 +225,7 @@ impl Db {
             if is_found_now {
                 // A journal may be that of a transaction under way, and pages half of it.
                 inner.stamp = None;
-            } else if db.node.is_primary() {
+            } else if db.is_primary() {
                 db.recover_primary(
                     &mut inner,
                     is_known,
@@ -366,7 +368,7 @@ impl Db {
     }
 
     /// Undoes a transaction that was under way when its program died, as SQLite would.
-    fn roll_back_journal(&self) -> Result<Rollback, DbError> {
+    pub(super) fn roll_back_journal(&self) -> Result<Rollback, DbError> {
         let Ok(file) = File::open(&self.paths.journal) else {
             return Ok(Rollback::None);
         };
@@ -698,7 +700,21 @@ impl Db {
     }
 
     /// Copies what the WAL has into the file and removes WAL and wal-index; nobody has the database open.
-    fn fold_wal_into_file(&self) -> Result<(), DbError> {
+    pub(super) fn fold_wal_into_file(&self) -> Result<(), DbError> {
+        self.fold_into_file()?;
+        for path in [&self.paths.shm, &self.paths.wal] {
+            crash_point(steps::FOLD_REMOVE);
+            match std::fs::remove_file(path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(DbError::io("remove", path)(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what the WAL has into the file; nobody is in a transaction.
+    pub(super) fn fold_into_file(&self) -> Result<(), DbError> {
         if let Some(view) = View::open(&self.paths, true)? {
             let io = || DbError::io("write", &self.paths.main);
             let main = OpenOptions::new()
@@ -718,14 +734,6 @@ impl Db {
                     .map_err(io())?;
             }
             main.sync_data().map_err(io())?;
-        }
-        for path in [&self.paths.shm, &self.paths.wal] {
-            crash_point(steps::FOLD_REMOVE);
-            match std::fs::remove_file(path) {
-                Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(DbError::io("remove", path)(e)),
-            }
         }
         Ok(())
     }
@@ -795,7 +803,7 @@ impl Db {
     }
 
     pub(super) fn persist_locked(&self, inner: &mut Inner, durable: bool) -> Result<(), DbError> {
-        if durable && self.node.is_primary() {
+        if durable && self.is_primary() {
             self.capture_wal_locked(inner)?;
         }
         if durable {
@@ -805,7 +813,7 @@ impl Db {
                     file.sync_data().map_err(DbError::io("sync", path))?;
                 }
             }
-            if !self.node.is_primary() && inner.replica_wal.is_none() {
+            if !self.is_primary() && inner.replica_wal.is_none() {
                 inner.stamp = File::open(&self.paths.main)
                     .ok()
                     .and_then(|f| Stamp::of(&f).ok());

@@ -31,7 +31,8 @@ use crate::sqlite::wal::{
     ByteOrder, WAL_FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader,
     WalSalts, frame_offset,
 };
-use crate::sqlite::wal_index::{READ_MARK_COUNT, READ_MARK_UNUSED, WalIndex, WalIndexHeader};
+use super::log::WalCursor;
+use crate::sqlite::wal_index::{self, Shm as _, READ_MARK_COUNT, READ_MARK_UNUSED, WalIndex, WalIndexHeader};
 
 /// A WAL this long is checkpointed when readers allow, in frames; SQLite's own default.
 const CHECKPOINT_FRAMES: u32 = 1000;
@@ -87,21 +88,27 @@ impl ReplicaWal {
         lock(&shm, shm_lock::DMS, false, "DMS", &paths.shm)?;
         lock(&shm, shm_lock::WRITE, true, "WRITE", &paths.shm)?;
         lock(&shm, shm_lock::CKPT, true, "CKPT", &paths.shm)?;
-        let wal = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&paths.wal)
-            .map_err(DbError::io("open", &paths.wal))?;
+        shm.set_len(0)
+            .map_err(DbError::io("truncate", &paths.shm))?;
+        ReplicaWal::anew(node, paths, main, shm, page_size, page_count)
+    }
+
+    /// Begins a WAL beside a file that has everything; `shm` is empty, and no program is in a transaction.
+    ///
+    /// Of the files opened through the mount the locks DMS, WRITE and CKPT are held, and SHARED in whatever way.
+    pub(super) fn anew(
+        node: &Arc<NodeContext>,
+        paths: &DbPaths,
+        main: File,
+        shm: File,
+        page_size: PageSize,
+        page_count: u32,
+    ) -> Result<ReplicaWal, DbError> {
+        let wal = open_backing(&paths.wal)?;
         crash_point(steps::REPLICA_WAL_PREPARE);
         wal.set_len(0)
             .map_err(DbError::io("truncate", &paths.wal))?;
-        shm.set_len(0)
-            .map_err(DbError::io("truncate", &paths.shm))?;
-        let main_backing = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&paths.main)
-            .map_err(DbError::io("open", &paths.main))?;
+        let main_backing = open_backing(&paths.main)?;
         let wal_header = WalHeader {
             order: ByteOrder::NATIVE,
             page_size,
@@ -132,7 +139,150 @@ impl ReplicaWal {
         replica_wal
             .tell_kernel(&replica_wal.wal, &with_suffix(&paths.relative, "-wal"))
             .map_err(DbError::io("read", &paths.wal))?;
+        replica_wal
+            .let_everybody_in()
+            .map_err(DbError::io("lock", &paths.main))?;
         Ok(replica_wal)
+    }
+
+    /// Gives back locks by which readers were kept out while there was no WAL for them.
+    fn let_everybody_in(&self) -> io::Result<()> {
+        let main = OfdLocks::new(self._main.as_fd());
+        main.try_read(db::SHARED)?;
+        main.unlock(db::PENDING)?;
+        main.unlock(db::RESERVED)?;
+        self.locks().unlock(shm_lock::RECOVER)?;
+        for range in shm_lock::READ {
+            self.locks().unlock(range)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether the wal-index is one that readers go by, and that the WAL belongs to.
+    pub(super) fn index_is_good(shm: &File, paths: &DbPaths) -> bool {
+        let mut bytes = [0; 2 * wal_index::HEADER_LEN];
+        if shm.read_exact_at(&mut bytes, 0).is_err() {
+            return false;
+        }
+        match WalIndexHeader::decode_copies(&bytes) {
+            Ok(index) if index.mx_frame == 0 => true,
+            Ok(index) => read_wal_header(&paths.wal).is_some_and(|wal| {
+                wal.salts == index.salts && Some(wal.page_size) == index.page_size
+            }),
+            Err(_) => false,
+        }
+    }
+
+    /// Takes over a WAL and wal-index that programs have made and go on reading by; [`take_over`](Self::take_over) follows.
+    ///
+    /// Of the files opened through the mount the locks SHARED (shared), DMS, WRITE and CKPT are held.
+    pub(super) fn adopt(
+        node: &Arc<NodeContext>,
+        paths: &DbPaths,
+        main: File,
+        shm: File,
+    ) -> Result<ReplicaWal, DbError> {
+        let io = || DbError::io("map", &paths.shm);
+        let len = shm.metadata().map_err(io())?.len();
+        let mut shared = MappedShm::new(shm, node.clone());
+        shared
+            .ensure_len(len.next_multiple_of(wal_index::BLOCK_LEN as u64))
+            .map_err(io())?;
+        let index = WalIndex::new(shared);
+        let header = index
+            .header()
+            .map_err(|e| DbError::io("read", &paths.shm)(io::Error::other(e)))?;
+        let wal_header = read_wal_header(&paths.wal).unwrap_or(WalHeader {
+            order: ByteOrder::NATIVE,
+            page_size: header.page_size.unwrap_or(PageSize::DEFAULT),
+            checkpoint_seq: 0,
+            salts: header.salts,
+        });
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).create(true).truncate(false);
+        let wal = node
+            .in_mount(|| how.open(with_suffix(&paths.mounted, "-wal")))
+            .and_then(|_| how.open(&paths.wal))
+            .map_err(DbError::io("open", &paths.wal))?;
+        Ok(ReplicaWal {
+            node: node.clone(),
+            _main: main,
+            main_backing: open_backing(&paths.main)?,
+            wal,
+            index,
+            wal_header,
+            header,
+            header_is_written: true,
+            buffer: Vec::new(),
+            last_attempt: 0,
+            held_off: None,
+        })
+    }
+
+    /// Ends the adoption: what programs left in the WAL is captured. An empty one becomes ours.
+    pub(super) fn take_over(
+        &mut self,
+        paths: &DbPaths,
+        page_size: PageSize,
+        page_count: u32,
+    ) -> Result<(), DbError> {
+        if self.header.mx_frame > 0 {
+            return Ok(());
+        }
+        self.wal_header = WalHeader {
+            page_size,
+            checkpoint_seq: self.wal_header.checkpoint_seq.wrapping_add(1),
+            salts: WalSalts(rand::random(), rand::random()),
+            ..self.wal_header
+        };
+        let header = WalIndexHeader {
+            change: self.header.change.wrapping_add(1),
+            ..WalIndexHeader::of_empty(&self.wal_header, page_count)
+        };
+        self.wal
+            .write_all_at(&self.wal_header.encode(), 0)
+            .map_err(DbError::io("write", &paths.wal))?;
+        self.index.set_backfill(0);
+        self.index
+            .publish(&header)
+            .map_err(|e| DbError::io("publish", &paths.shm)(io::Error::other(e)))?;
+        self.header = header;
+        self.tell_kernel(&self.wal, &with_suffix(&paths.relative, "-wal"))
+            .map_err(DbError::io("read", &paths.wal))
+    }
+
+    /// Writes the header of a WAL that began again, if no frame did that: to whoever reads on by the frames alone, those of
+    /// before would be of this one.
+    pub(super) fn write_header(&mut self, paths: &DbPaths) -> Result<(), DbError> {
+        if !self.header_is_written {
+            self.wal
+                .write_all_at(&self.wal_header.encode(), 0)
+                .map_err(DbError::io("write", &paths.wal))?;
+            self.header_is_written = true;
+            self.tell_kernel(&self.wal, &with_suffix(&paths.relative, "-wal"))
+                .map_err(DbError::io("read", &paths.wal))?;
+        }
+        Ok(())
+    }
+
+    /// Returns what the wal-index says is committed.
+    pub(super) fn index_header(&self) -> WalIndexHeader {
+        self.header
+    }
+
+    /// Returns where the WAL ends, for the capture that goes on after us; its header is written.
+    pub(super) fn cursor(&self) -> WalCursor {
+        let checksum = match self.header.mx_frame {
+            0 => self.wal_header.checksum(),
+            _ => self.header.frame_checksum,
+        };
+        WalCursor {
+            salt1: self.wal_header.salts.0,
+            salt2: self.wal_header.salts.1,
+            frame_no: self.header.mx_frame,
+            checksum1: checksum.0,
+            checksum2: checksum.1,
+        }
     }
 
     /// Appends pages as one commit and makes it visible to readers.
@@ -473,6 +623,20 @@ impl ReplicaWal {
     fn locks(&self) -> OfdLocks<'_> {
         OfdLocks::new(self.index.shm().file().as_fd())
     }
+}
+
+fn open_backing(path: &Path) -> Result<File, DbError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(DbError::io("open", path))
+}
+
+fn read_wal_header(path: &Path) -> Option<WalHeader> {
+    let mut head = [0; WAL_HEADER_LEN];
+    File::open(path).ok()?.read_exact_at(&mut head, 0).ok()?;
+    WalHeader::decode(&head).ok()
 }
 
 /// Takes a lock that nobody can be holding for long.

@@ -51,6 +51,9 @@ impl Shm for MappedShm {
     }
 
     fn ensure_len(&mut self, len: u64) -> io::Result<()> {
+        if len <= Shm::len(self) {
+            return Ok(());
+        }
         let old = self.file.metadata()?.len();
         if old < len {
             // Written, not only made longer: a hole that finds the disk full later would be a SIGBUS.

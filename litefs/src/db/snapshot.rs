@@ -75,7 +75,7 @@ impl PageCopyReader {
         have: Vec<u64>,
         resume_at: Option<Pos>,
     ) -> Result<PageCopyReader, DbError> {
-        if db.node.is_primary() {
+        if db.is_primary() {
             db.capture_wal()?;
         }
         let inner = db.lock();
@@ -235,7 +235,7 @@ impl PageCopyReader {
     pub fn corrections(&mut self) -> Result<Vec<(Pgno, Bytes)>, DbError> {
         let deadline = Instant::now() + CORRECTION_WAIT;
         loop {
-            if self.db.node.is_primary() {
+            if self.db.is_primary() {
                 self.db.capture_wal()?;
             }
             let live = self.db.lock().checksums.clone();
@@ -276,7 +276,7 @@ impl PageCopyReader {
     /// # Errors
     /// Disk.
     pub fn end(&self) -> Result<Pos, DbError> {
-        if self.db.node.is_primary() {
+        if self.db.is_primary() {
             self.db.capture_wal()?;
         }
         Ok(self.db.pos())
@@ -561,6 +561,7 @@ impl PageCopyWriter {
         let db = self.db.clone();
         let path = db.copy_path();
         let mut inner = db.lock();
+        db.check_is_replica()?;
         let records: Vec<Record> = self
             .records
             .drain(..)

@@ -58,6 +58,17 @@ pub enum NodeError {
         #[source]
         source: rusqlite::Error,
     },
+    /// Not the identity of a node.
+    #[error("{0:?} is no node id")]
+    BadNodeId(String),
+    /// It does not fit with how the cluster is.
+    #[error("{what}")]
+    Conflict {
+        /// What does not fit.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The stream endpoint needs an upgrade.
     #[error("this endpoint speaks {PROTOCOL} after an HTTP/1.1 upgrade")]
     UpgradeRequired,
@@ -81,9 +92,10 @@ impl NodeError {
             NodeError::MissingParameter(_)
             | NodeError::Name(_)
             | NodeError::Reserved { .. }
+            | NodeError::BadNodeId(_)
             | NodeError::BadDatabase { .. } => StatusCode::BAD_REQUEST,
             NodeError::NotFound(_) | NodeError::NoEndpoint(_) => StatusCode::NOT_FOUND,
-            NodeError::Locked { .. } => StatusCode::CONFLICT,
+            NodeError::Locked { .. } | NodeError::Conflict { .. } => StatusCode::CONFLICT,
             NodeError::NotPrimary { .. } | NodeError::NotReady(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -102,6 +114,8 @@ impl NodeError {
                 "name the database as in the mount, for instance my.db".to_owned()
             }
             NodeError::Reserved { .. } => "choose another name".to_owned(),
+            NodeError::BadNodeId(_) => "take one from GET /v1/cluster: 16 hex digits".to_owned(),
+            NodeError::Conflict { remedy, .. } => remedy.clone(),
             NodeError::NoEndpoint(_) => {
                 "there are GET /info, /export, /events, /metrics, /debug/vars, and POST /import"
                     .to_owned()

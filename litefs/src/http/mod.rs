@@ -1,6 +1,7 @@
 //! HTTP between nodes and for operators, on the node's own port (20202 unless configured).
 
 pub mod client;
+pub mod cluster;
 pub mod error;
 pub mod events;
 pub mod info;

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::NodeError;
 use super::events::{self, Event};
 use super::metrics::{MetricKind, MetricsText};
-use super::stream::accept;
+use super::stream::{TAKEOVER, accept};
 use crate::ltx::Pos;
 use crate::replication::DbName;
 use crate::replication::conn::tune;
@@ -119,16 +119,23 @@ pub trait NodeApi: Send + Sync + 'static {
 pub struct Server {
     node: Arc<dyn NodeApi>,
     sender: Arc<Sender>,
+    /// Serves the winner of an election with what it lacks.
+    lender: Option<Arc<Sender>>,
     closing: CancellationToken,
 }
 
 impl Server {
     /// Makes the server of a node; nothing is bound yet.
     #[must_use]
-    pub fn new(node: Arc<dyn NodeApi>, sender: Arc<Sender>) -> Server {
+    pub fn new(
+        node: Arc<dyn NodeApi>,
+        sender: Arc<Sender>,
+        lender: Option<Arc<Sender>>,
+    ) -> Server {
         Server {
             node,
             sender,
+            lender,
             closing: CancellationToken::new(),
         }
     }
@@ -196,6 +203,9 @@ impl Server {
         drop(listener);
         self.closing.cancel();
         self.sender.close();
+        if let Some(lender) = &self.lender {
+            lender.close();
+        }
         let drained = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN, drained).await.is_err() {
             tracing::warn!("requests still under way at shutdown are cut off");
@@ -254,7 +264,12 @@ async fn stream_route(
     request: Request,
 ) -> Result<Response, NodeError> {
     let primary = server.node.primary_hostname();
-    accept(&server.sender, primary, request)
+    match &server.lender {
+        Some(lender) if request.headers().contains_key(TAKEOVER) => {
+            accept(lender, primary, request)
+        }
+        _ => accept(&server.sender, primary, request),
+    }
 }
 
 async fn info(State(server): State<Server>) -> Json<NodeInfo> {

@@ -27,6 +27,9 @@ use crate::replication::send::Sender;
 /// Most of an error's body that is read.
 const MAX_ERROR_BODY: usize = 16 << 10;
 
+/// Header by which the winner of an election asks for what it lacks, before it takes writes.
+pub(super) const TAKEOVER: &str = "litefs-takeover";
+
 /// Answers a replica's request and serves it once the connection is upgraded.
 pub(super) fn accept(
     sender: &Arc<Sender>,
@@ -74,12 +77,15 @@ fn set_upgrade(headers: &mut HeaderMap) {
 pub struct HttpDial {
     /// Bound of each step.
     pub step_timeout: Duration,
+    /// Asks for what a node that is not primary has, as the winner of an election may.
+    pub is_takeover: bool,
 }
 
 impl Default for HttpDial {
     fn default() -> HttpDial {
         HttpDial {
             step_timeout: Duration::from_secs(5),
+            is_takeover: false,
         }
     }
 }
@@ -102,13 +108,19 @@ impl HttpDial {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(failed)?;
         tune(&tcp);
-        timeout(self.step_timeout, upgrade(tcp, target, &host, port))
+        timeout(self.step_timeout, upgrade(tcp, target, &host, port, self.is_takeover))
             .await
             .unwrap_or_else(|_| Err(failed(io::ErrorKind::TimedOut.into())))
     }
 }
 
-async fn upgrade(tcp: TcpStream, target: &str, host: &str, port: u16) -> Result<Conn, DialError> {
+async fn upgrade(
+    tcp: TcpStream,
+    target: &str,
+    host: &str,
+    port: u16,
+    is_takeover: bool,
+) -> Result<Conn, DialError> {
     let failed = |e: hyper::Error| DialError::Connect {
         target: target.to_owned(),
         source: io::Error::other(e),
@@ -133,6 +145,10 @@ async fn upgrade(tcp: TcpStream, target: &str, host: &str, port: u16) -> Result<
     let host = HeaderValue::try_from(authority).map_err(|e| address_error(e.to_string()))?;
     request.headers_mut().insert(header::HOST, host);
     set_upgrade(request.headers_mut());
+    if is_takeover {
+        let yes = HeaderValue::from_static("1");
+        request.headers_mut().insert(TAKEOVER, yes);
+    }
     let response = send.send_request(request).await.map_err(failed)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let status = response.status().as_u16();

@@ -28,6 +28,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Api {
     pub(super) ports: Arc<Ports>,
     pub(super) hostname: String,
+    /// Whether this node may be elected; with a static lease, whether it is the primary.
+    pub(super) is_candidate: bool,
     pub(super) mount: PathBuf,
     pub(super) replicas: Arc<Replicas>,
     pub(super) events: broadcast::Sender<Event>,
@@ -145,7 +147,7 @@ impl NodeApi for Api {
         NodeInfo {
             cluster_id: self.ports.cluster_id.lock().clone(),
             is_primary,
-            candidate: is_primary,
+            candidate: self.is_candidate,
             path: self.mount.display().to_string(),
             primary: self
                 .ports

@@ -48,6 +48,8 @@ pub(super) struct LastSession {
     pub(super) trust: Trust,
     /// It was a replica's that died: of its last transactions the log alone is whole.
     pub(super) is_dead_replica: bool,
+    /// It was a replica's, however it ended.
+    pub(super) is_replica: bool,
 }
 
 impl DataDir {
@@ -146,6 +148,7 @@ impl DataDir {
         LastSession {
             trust,
             is_dead_replica: is_replica && trust != Trust::CleanEnd,
+            is_replica,
         }
     }
 
@@ -231,6 +234,47 @@ impl DataDir {
             );
             0
         })
+    }
+
+    /// Returns the newest tenure of which this node has all that its primary began with; zero if that is not known.
+    pub(super) fn accepted_epoch(&self) -> u64 {
+        fs::read_to_string(self.root.join("accepted-epoch"))
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    pub(super) fn set_accepted_epoch(&self, epoch: u64) -> anyhow::Result<()> {
+        let path = self.root.join("accepted-epoch");
+        self.write_durably(&path, format!("{epoch}\n").as_bytes())
+    }
+
+    /// Returns this node's identity, which lives as long as the directory; makes one at first.
+    ///
+    /// # Errors
+    /// Disk, or the file is damaged: another identity would be another node to the cluster.
+    pub(super) fn node_id(&self) -> anyhow::Result<u64> {
+        let path = self.root.join("node-id");
+        match fs::read_to_string(&path) {
+            Ok(text) => u64::from_str_radix(text.trim(), 16).with_context(|| {
+                format!(
+                    "{} holds {:?}, which is no node id: write into it what `litefs status` on another node says of this \
+                     one, or empty this data directory to join as a new node",
+                    path.display(),
+                    text.trim()
+                )
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let id = rand::random_range(1..=u64::MAX);
+                self.write_durably(&path, format!("{id:016X}\n").as_bytes())?;
+                Ok(id)
+            }
+            Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
+        }
+    }
+
+    pub(super) fn raft(&self) -> PathBuf {
+        self.root.join("raft")
     }
 
     /// Returns whether this node was primary, and may hold what no other has.

@@ -4,8 +4,16 @@
 //! node has what its primary has, run the programs. End: programs, API, capture of what is left, unmount, sync.
 
 mod api;
+mod cluster_api;
 mod data_dir;
+mod elected;
+mod election;
+mod lender;
+mod members;
+mod peers;
 mod ports;
+mod roles;
+mod takeover;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -36,7 +44,10 @@ use crate::watch::Watcher;
 use api::Api;
 use data_dir::DataDir;
 pub use data_dir::steps;
+use elected::Elected;
+use lender::Lent;
 use ports::Ports;
+use roles::Roles;
 
 /// How long programs have to end after they were asked to.
 const EXEC_GRACE: Duration = Duration::from_secs(30);
@@ -45,6 +56,8 @@ const MAINTENANCE: Duration = Duration::from_secs(1);
 const MIN_MAINTENANCE: Duration = Duration::from_millis(10);
 /// How often page checksums are written down, so that a start after a crash has little to redo.
 const PERSIST: Duration = Duration::from_secs(30);
+/// How long a node that elects its primary waits at first before it connects to it again.
+const ELECTED_RECONNECT: Duration = Duration::from_millis(20);
 /// Epoch of the only tenure there is under a static lease.
 const STATIC_EPOCH: u64 = 1;
 
@@ -65,7 +78,7 @@ pub fn run(config: Resolved) -> anyhow::Result<i32> {
 
 async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let mut signals = Signals::install().context("install signal handlers")?;
-    let is_primary = config.lease.role == Role::Primary;
+    let role = config.lease.role;
     let data_dir = DataDir::open(&config.data.dir)?;
     for mount in data_dir.mounts() {
         mount.abort_if_dead();
@@ -84,8 +97,14 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let listener = bind(&config).await?;
 
     let last_session = data_dir.last_session();
-    let was_replica = is_primary && last_session.is_dead_replica;
-    let node = make_context(&config, &data_dir, is_primary, was_replica)?;
+    // Who is to be elected first finds what its last tenure left behind.
+    let opens_as_primary = match role {
+        Role::Primary => true,
+        Role::Replica => false,
+        Role::Candidate | Role::Follower => !last_session.is_replica,
+    };
+    let was_replica = opens_as_primary && last_session.is_dead_replica;
+    let node = make_context(&config, &data_dir, opens_as_primary, was_replica)?;
     node.survivors
         .remember(&outlived.mounts, &outlived.programs);
     let trust = match node.was_replica.load(Ordering::Acquire) {
@@ -98,6 +117,14 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         let opened = tokio::task::spawn_blocking(move || Store::open(node, trust)).await?;
         Arc::new(opened.context("open databases")?)
     };
+    let is_primary = role == Role::Primary;
+    if opens_as_primary && !is_primary {
+        for db in store.all() {
+            db.settle_as_replica()
+                .with_context(|| format!("end the last tenure of {}", db.name()))?;
+        }
+        node.is_primary.store(false, Ordering::Release);
+    }
     if store.has_broken() {
         data_dir.forget_session()?;
     } else {
@@ -146,22 +173,27 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     node.passthrough
         .store(mounted.passthrough(), Ordering::Release);
     *node.invalidator.lock() = Some(mounted.invalidator());
-    let watching = if is_primary {
+    let watching = if is_primary || role == Role::Candidate {
         Some(watcher.start(store.clone()).context("watch files")?)
     } else {
         None
     };
     tracing::info!(mount = %config.fuse.dir.display(), passthrough = mounted.passthrough(), "mounted");
 
-    let ports = Arc::new(Ports {
+    let cluster_id = data_dir.cluster_id()?;
+    let ports = Arc::new_cyclic(|this| Ports {
+        this: this.clone(),
         node: node.clone(),
         store: store.clone(),
         lag,
-        cluster_id: Mutex::new(data_dir.cluster_id()?),
-        seen_epoch: AtomicU64::new(data_dir.epoch()),
+        cluster_id: Mutex::new(cluster_id),
+        seen_epoch: RwLock::new(data_dir.epoch()),
+        followed_epoch: AtomicU64::new(0),
+        accepted_epoch: Arc::new(AtomicU64::new(data_dir.accepted_epoch())),
+        is_accepting: Arc::default(),
         data_dir: data_dir.clone(),
         filter: config.lease.databases.clone(),
-        paused: Arc::default(),
+        paused: Mutex::default(),
         has_own: AtomicBool::new(false),
         ready: watch::Sender::new(is_primary),
         is_connected: AtomicBool::new(false),
@@ -169,10 +201,9 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let (events, _) = broadcast::channel(1024);
     let listeners = Arc::new(tokio::sync::Notify::new());
     let replicas = Replicas::new(node.history.clone());
-    let hostname = if is_primary {
-        config.lease.hostname.clone()
-    } else {
-        os_hostname()
+    let hostname = match role {
+        Role::Replica => os_hostname(),
+        _ => config.lease.hostname.clone(),
     };
     let sender = Sender::new(
         ports.clone(),
@@ -185,36 +216,66 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let api = Arc::new(Api {
         ports: ports.clone(),
         hostname: hostname.clone(),
+        is_candidate: config.is_candidate(),
         mount: config.fuse.dir.clone(),
         replicas: replicas.clone(),
         events: events.clone(),
         listeners: listeners.clone(),
     });
     tokio::spawn(api::publish_events(ports.clone(), events, listeners));
-    let server = Server::new(api, sender.clone());
+    let (target, targets) = watch::channel(None);
+    let elected = match role.is_elected() {
+        true => {
+            let roles = Roles {
+                ports: ports.clone(),
+                data_dir: data_dir.clone(),
+                watcher: watcher.clone(),
+                changing: Mutex::new(()),
+            };
+            Some(Elected::start(&config, &data_dir, roles, replicas.clone(), target.clone()).await?)
+        }
+        false => None,
+    };
+    let lender = elected.as_ref().map(|_| {
+        let config = SendConfig {
+            hostname: hostname.clone(),
+            ..SendConfig::default()
+        };
+        let readers = Replicas::new(node.history.clone());
+        Sender::new(Arc::new(Lent(ports.clone())), readers, config)
+    });
+    let server = Server::new(api, sender.clone(), lender);
     let (stop_http, http_stopped) = oneshot::channel::<()>();
     let http = {
-        let router = server.router();
+        let mut router = server.router();
+        if let Some(elected) = &elected {
+            router = router.merge(crate::http::cluster::router(elected.api()));
+        }
         tokio::spawn(async move {
             server
                 .serve(listener, router, async { drop(http_stopped.await) })
                 .await
         })
     };
-    let (target, targets) = watch::channel(None);
     if !is_primary {
         let receiver = Receiver::new(
             ports.clone(),
             Arc::new(HttpDial::default()),
             ReceiveConfig {
                 hostname,
-                reconnect_delay: config.lease.reconnect_delay,
+                reconnect_delay: match role.is_elected() {
+                    true => config.lease.reconnect_delay.min(ELECTED_RECONNECT),
+                    false => config.lease.reconnect_delay,
+                },
                 ..ReceiveConfig::default()
             },
         );
         tokio::spawn(receiver.run(targets));
-        target.send_replace(Some(config.lease.advertise_url.to_string()));
+        if role == Role::Replica {
+            target.send_replace(Some(config.lease.advertise_url.to_string()));
+        }
     }
+    let guard_of_lease = elected.as_ref().map(Elected::run).transpose()?;
     let (stop_upkeep, upkeep_stopped) = std::sync::mpsc::channel::<()>();
     let upkeep = {
         let store = store.clone();
@@ -230,9 +291,16 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             .spawn(move || upkeep(&store, pace, attendance, &upkeep_stopped))?
     };
 
-    let code = supervise(&config, &mut signals, &ports, is_primary).await;
+    let code = supervise(&config, &mut signals, &ports).await;
 
     tracing::info!("stopping");
+    if let Some(elected) = &elected {
+        elected.leave().await;
+    }
+    if let Some(guard) = guard_of_lease {
+        guard.stop();
+    }
+    let is_primary = node.is_primary();
     drop(target);
     sender.close();
     let _ = stop_http.send(());
@@ -240,6 +308,9 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         Ok(Err(error)) => tracing::warn!(%error, "http server"),
         Err(error) => tracing::warn!(%error, "http server"),
         Ok(Ok(())) => {}
+    }
+    if let Some(elected) = &elected {
+        elected.shutdown().await;
     }
     drop(stop_upkeep);
     let ended = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
@@ -284,7 +355,6 @@ async fn supervise(
     config: &Resolved,
     signals: &mut Signals,
     ports: &Ports,
-    is_primary: bool,
 ) -> anyhow::Result<i32> {
     let mut ready = ports.ready.subscribe();
     if !config.skip_sync {
@@ -295,7 +365,7 @@ async fn supervise(
             }
         }
     }
-    tracing::info!(primary = is_primary, "ready");
+    tracing::info!(primary = ports.node.is_primary(), "ready");
     if config.exec.is_empty() {
         while !asks_to_stop(signals.recv().await) {}
         return Ok(0);
@@ -349,7 +419,7 @@ async fn cut_off_survivors(
         }
         let list: Vec<String> = found.iter().map(ToString::to_string).collect();
         let list = list.join(", ");
-        let may_write = config.lease.role == Role::Primary;
+        let may_write = config.lease.role != Role::Replica;
         match survivors::cut_off(
             &found,
             &files,
@@ -401,7 +471,8 @@ fn make_context(
     is_primary: bool,
     was_replica: bool,
 ) -> anyhow::Result<Arc<NodeContext>> {
-    if is_primary {
+    let role = config.lease.role;
+    if role == Role::Primary {
         data_dir.set_was_primary(true)?;
         if data_dir.cluster_id()?.is_none() {
             data_dir.set_cluster_id(&format!("LFSC{:016X}", rand::random::<u64>()))?;
@@ -421,11 +492,16 @@ fn make_context(
         mount: config.fuse.dir.clone(),
         hub: ChangeHub::new(),
         is_primary: AtomicBool::new(is_primary),
+        is_candidate: role == Role::Candidate,
+        is_draining: AtomicBool::new(false),
         was_primary: AtomicBool::new(data_dir.was_primary()),
         was_replica: AtomicBool::new(was_replica),
         passthrough: AtomicBool::new(config.fuse.passthrough == Passthrough::Auto),
         epoch: AtomicU64::new(data_dir.epoch()),
-        node_id: rand::random(),
+        node_id: match role.is_elected() {
+            true => data_dir.node_id()?,
+            false => rand::random(),
+        },
         invalidator: Mutex::new(None),
         own_threads: Mutex::new(HashSet::new()),
         survivors: survivors::Survivors::default(),

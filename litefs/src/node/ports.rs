@@ -1,11 +1,11 @@
 //! The store as replication sees it: what a primary sends and what a replica takes.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
 use super::data_dir::DataDir;
@@ -21,17 +21,24 @@ use crate::store::{Store, chain};
 
 /// The store of this node behind both ports.
 pub(super) struct Ports {
+    pub(super) this: Weak<Ports>,
     pub(super) node: Arc<NodeContext>,
     pub(super) store: Arc<Store>,
     pub(super) lag: Arc<Lag>,
     pub(super) data_dir: DataDir,
     pub(super) cluster_id: Mutex<Option<String>>,
-    /// Highest epoch seen.
-    pub(super) seen_epoch: AtomicU64,
+    /// Highest epoch seen. Whoever takes something from a primary holds it for reading until that is done, so that nothing
+    /// of an older tenure comes in once a higher one is seen.
+    pub(super) seen_epoch: RwLock<u64>,
+    /// Tenure of the primary that is followed.
+    pub(super) followed_epoch: AtomicU64,
+    /// Newest tenure of which this node has, on disk, all that its primary began with.
+    pub(super) accepted_epoch: Arc<AtomicU64>,
+    pub(super) is_accepting: Arc<AtomicBool>,
     /// Databases to follow.
     pub(super) filter: DatabaseFilter,
     /// Page copies that were broken off.
-    pub(super) paused: Arc<Mutex<HashMap<DbName, PageCopyWriter>>>,
+    pub(super) paused: Mutex<HashMap<DbName, PageCopyWriter>>,
     /// There is a database that the primary has not heard of.
     pub(super) has_own: AtomicBool,
     /// Whether the node has had everything its primary had, once.
@@ -46,14 +53,53 @@ impl Ports {
             .map_err(|e| sink_error(name, e))
     }
 
-    fn check_epoch(&self, sent: u64) -> Result<(), SinkError> {
-        let seen = self.seen_epoch.load(Ordering::Acquire);
-        if sent < seen {
-            Err(SinkError::StaleEpoch { sent, seen })
+    fn check_epoch(&self, sent: u64) -> Result<RwLockReadGuard<'_, u64>, SinkError> {
+        let seen = self.seen_epoch.read();
+        if sent < *seen {
+            Err(SinkError::StaleEpoch { sent, seen: *seen })
         } else {
-            Ok(())
+            Ok(seen)
         }
     }
+
+    /// Notes on disk that this node has all that the primary of a tenure began with.
+    ///
+    /// # Errors
+    /// Disk.
+    pub(super) fn accept_epoch(&self, epoch: u64) -> anyhow::Result<()> {
+        accept_epoch(&self.store, &self.data_dir, &self.accepted_epoch, epoch)
+    }
+
+    /// Does so once, away from the stream, which waits for no disk.
+    fn accept_soon(&self, epoch: u64) {
+        if self.accepted_epoch.load(Ordering::Acquire) >= epoch
+            || self.is_accepting.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
+        let (store, data_dir) = (self.store.clone(), self.data_dir.clone());
+        let (accepted, is_accepting) = (self.accepted_epoch.clone(), self.is_accepting.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = accept_epoch(&store, &data_dir, &accepted, epoch) {
+                tracing::warn!(epoch, error = format!("{error:#}"), "note that this node is level");
+            }
+            is_accepting.store(false, Ordering::Release);
+        });
+    }
+}
+
+fn accept_epoch(
+    store: &Store,
+    data_dir: &DataDir,
+    accepted: &AtomicU64,
+    epoch: u64,
+) -> anyhow::Result<()> {
+    for db in store.all() {
+        db.sync_log()?;
+    }
+    data_dir.set_accepted_epoch(epoch)?;
+    accepted.fetch_max(epoch, Ordering::AcqRel);
+    Ok(())
 }
 
 fn source_error(db: &DbName, error: DbError) -> SourceError {
@@ -256,18 +302,26 @@ impl Sink for Ports {
     }
 
     fn epoch(&self) -> u64 {
-        self.seen_epoch.load(Ordering::Acquire)
+        *self.seen_epoch.read()
     }
 
     fn observe_epoch(&self, epoch: u64) -> Result<(), SinkError> {
-        self.check_epoch(epoch)?;
-        if epoch > self.seen_epoch.load(Ordering::Acquire) {
+        if *self.check_epoch(epoch)? == epoch {
+            return Ok(());
+        }
+        let mut seen = self.seen_epoch.write();
+        if epoch < *seen {
+            return Err(SinkError::StaleEpoch {
+                sent: epoch,
+                seen: *seen,
+            });
+        }
+        if epoch > *seen {
             self.data_dir.set_epoch(epoch).map_err(|e| SinkError::Io {
                 what: format!("{e:#}"),
                 source: std::io::Error::other("epoch"),
             })?;
-            self.seen_epoch.fetch_max(epoch, Ordering::AcqRel);
-            self.node.epoch.fetch_max(epoch, Ordering::AcqRel);
+            *seen = epoch;
         }
         Ok(())
     }
@@ -286,7 +340,7 @@ impl Sink for Ports {
     }
 
     fn apply(&self, name: &DbName, batch: Batch) -> Result<Applied, SinkError> {
-        self.check_epoch(batch.sender_epoch)?;
+        let _epoch = self.check_epoch(batch.sender_epoch)?;
         let db = self.db(name)?;
         db.apply(&batch.records, batch.sync)
             .map_err(|e| sink_error(name, e))?;
@@ -294,7 +348,7 @@ impl Sink for Ports {
     }
 
     fn drop_db(&self, name: &DbName, sender_epoch: u64, at: Pos) -> Result<Applied, SinkError> {
-        self.check_epoch(sender_epoch)?;
+        let _epoch = self.check_epoch(sender_epoch)?;
         let db = self.db(name)?;
         db.apply_drop(at).map_err(|e| sink_error(name, e))?;
         Ok(db.applied())
@@ -322,7 +376,7 @@ impl Sink for Ports {
         name: &DbName,
         s: SnapshotStart,
     ) -> Result<Box<dyn SnapshotWriter>, SinkError> {
-        self.check_epoch(s.sender_epoch)?;
+        drop(self.check_epoch(s.sender_epoch)?);
         let db = self.db(name)?;
         let page_size = PageSize::new(s.page_size).ok_or_else(|| {
             SinkError::Invalid(format!("{name}: page size {} in a page copy", s.page_size))
@@ -346,7 +400,8 @@ impl Sink for Ports {
         tracing::info!(db = %name, start = %s.start, pages = s.page_count, difference = s.is_difference, next = %s.next, "page copy begins");
         let db = self.db(name)?;
         Ok(Box::new(Writer {
-            paused: self.paused.clone(),
+            ports: self.this.clone(),
+            sender_epoch: s.sender_epoch,
             db,
             writer: Some(writer),
         }))
@@ -372,6 +427,7 @@ impl Sink for Ports {
                     "forget that this node was primary"
                 );
             }
+            self.accept_soon(self.followed_epoch.load(Ordering::Acquire));
             self.ready
                 .send_if_modified(|ready| !std::mem::replace(ready, true));
         }
@@ -379,6 +435,7 @@ impl Sink for Ports {
 
     fn connected(&self, primary: &PrimaryInfo) {
         self.has_own.store(false, Ordering::Release);
+        self.followed_epoch.store(primary.epoch, Ordering::Release);
         self.is_connected.store(true, Ordering::Release);
         self.lag.set_primary(Some(primary.hostname.clone()));
         self.node.invalidate_name(".primary".as_ref());
@@ -391,7 +448,8 @@ impl Sink for Ports {
 }
 
 struct Writer {
-    paused: Arc<Mutex<HashMap<DbName, PageCopyWriter>>>,
+    ports: Weak<Ports>,
+    sender_epoch: u64,
     db: Arc<Db>,
     writer: Option<PageCopyWriter>,
 }
@@ -415,6 +473,12 @@ impl SnapshotWriter for Writer {
 
     fn finish(mut self: Box<Self>, end: Pos) -> Result<Applied, SinkError> {
         let name = self.db.name().clone();
+        let gone = || SinkError::Io {
+            what: format!("{name}: finish a page copy"),
+            source: std::io::Error::other("the node stops"),
+        };
+        let ports = self.ports.upgrade().ok_or_else(gone)?;
+        let _epoch = ports.check_epoch(self.sender_epoch)?;
         if let Some(writer) = self.writer.take() {
             let pos = writer.finish(end).map_err(|e| sink_error(&name, e))?;
             tracing::info!(db = %name, %pos, "page copy is in place");
@@ -427,8 +491,9 @@ impl Drop for Writer {
     fn drop(&mut self) {
         if let Some(writer) = self.writer.take()
             && writer.resume_point().is_some()
+            && let Some(ports) = self.ports.upgrade()
         {
-            self.paused.lock().insert(self.db.name().clone(), writer);
+            ports.paused.lock().insert(self.db.name().clone(), writer);
         }
     }
 }

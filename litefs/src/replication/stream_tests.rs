@@ -107,7 +107,7 @@ impl Primary {
         let sender = Sender::new(port, Arc::clone(&replicas), config);
         let events = broadcast::Sender::new(16);
         let node = Arc::new(Node(Arc::clone(&source), events.clone()));
-        let server = Server::new(node, sender);
+        let server = Server::new(node, sender, None);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serve = tokio::spawn(async move {

@@ -2,7 +2,8 @@
 //!
 //! On a primary nothing is in the way of a program but the moments at which a transaction could be lost: the checkpoint
 //! hook (SQLite truncates the database file before it marks a WAL as resettable), truncation and removal of a
-//! WAL, and the commit points of rollback journals. On a replica databases are opened for reading only.
+//! WAL, and the commit points of rollback journals. On a replica databases are opened for reading only; on one that may
+//! become the primary also for writing, which SQLite's own lock, held by us, forbids meanwhile.
 
 mod names;
 
@@ -32,7 +33,7 @@ const MARK_PLAIN: u8 = 0;
 const MARK_OWN: u8 = 1;
 /// Handle of a reader of a replica's database, which is counted.
 const MARK_READER: u8 = 2;
-/// A program's handle of a wal-index on a primary.
+/// A program's handle of a wal-index.
 const MARK_INDEX: u8 = 3;
 /// Length to which SQLite cuts a wal-index that it is the first to open.
 const FRESH_SHM_LEN: u64 = 3;
@@ -83,18 +84,48 @@ impl LiteVolume {
             || std::fs::symlink_metadata(self.node.files.join(main)).is_ok_and(|m| m.is_file())
     }
 
+    /// Returns whether programs may write what is at a path, which may be a companion.
+    fn is_primary_at(&self, path: &Path) -> bool {
+        let main = match Role::of(path) {
+            Role::Main => path.to_owned(),
+            Role::Wal(main) | Role::Shm(main) | Role::Journal(main) => main,
+        };
+        match self.store.at(&main) {
+            Some(db) if db.published().page_count > 0 => db.is_primary(),
+            _ => self.node.takes_writes(),
+        }
+    }
+
+    fn is_primary_for(&self, op: &Op<'_>) -> bool {
+        match op {
+            Op::Create { path }
+            | Op::Unlink { path }
+            | Op::Truncate { path, .. }
+            | Op::Write { path, .. }
+            | Op::Fsync { path } => self.is_primary_at(path),
+            Op::Rename { from, to, .. } => {
+                let all = self.store.below(from).into_iter().chain(self.store.below(to));
+                let is_ours = |db: Arc<Db>| db.is_primary() || db.published().page_count == 0;
+                self.is_primary_at(from) && self.is_primary_at(to) && all.into_iter().all(is_ours)
+            }
+            Op::Link { from, to } => self.is_primary_at(from) && self.is_primary_at(to),
+            _ => self.node.is_primary(),
+        }
+    }
+
     fn open_on_primary(&self, request: &OpenRequest<'_>, own: bool) -> Serve {
+        let changing = self.serve_in_any_role(request.path);
         if own {
-            return Serve::Passthrough;
+            return changing;
         }
         match Role::of(request.path) {
             Role::Wal(main) if request.writable => {
                 self.watcher.wal_opened(&main, false);
-                Serve::Passthrough
+                changing
             }
             Role::Main if request.writable => {
                 self.watcher.file_opened(request.path, false);
-                Serve::Passthrough
+                changing
             }
             Role::Journal(main)
                 if !request.create
@@ -104,7 +135,23 @@ impl LiteVolume {
                 // PERSIST: the commit point is a write of the header, which must be seen.
                 Serve::Cached
             }
-            _ => Serve::Passthrough,
+            _ => changing,
+        }
+    }
+
+    /// How a file is opened stays for as long as it is open, whatever this node becomes meanwhile: what a replica would be
+    /// served has to be served from the beginning.
+    fn serve_in_any_role(&self, path: &Path) -> Serve {
+        let (Role::Main | Role::Wal(_)) = Role::of(path) else {
+            return Serve::Passthrough;
+        };
+        let is_database = || match Role::of(path) {
+            Role::Wal(main) => self.has_main(&main),
+            _ => self.store.at(path).is_some() || may_become_database(&self.node.files.join(path)),
+        };
+        match self.node.is_candidate && !self.node.shm_is_shared() && is_database() {
+            true => Serve::Direct,
+            false => Serve::Passthrough,
         }
     }
 
@@ -112,7 +159,7 @@ impl LiteVolume {
     /// a commit wants to know that one.
     fn position_at(&self, path: &Path) -> Option<Arc<Db>> {
         let db = self.store.at(&strip_suffix(path, "-pos")?)?;
-        if self.node.is_primary()
+        if db.is_primary()
             && let Err(error) = db.capture_now()
         {
             // The watcher tries again.
@@ -151,7 +198,7 @@ impl LiteVolume {
         match Role::of(request.path) {
             Role::Main => match self.store.at(request.path) {
                 Some(db) if db.published().page_count > 0 => {
-                    if request.writable {
+                    if request.writable && !self.node.is_candidate {
                         return Err(Errno::EROFS);
                     }
                     db.open_for_readers()
@@ -160,9 +207,24 @@ impl LiteVolume {
                 }
                 _ => answer(MARK_PLAIN),
             },
+            Role::Wal(_) if self.node.is_candidate => answer(MARK_PLAIN),
+            Role::Journal(main) if self.node.is_candidate && self.has_main(&main) => {
+                match request.writable {
+                    // To SQLite: the database cannot be written for now. EROFS would make it think so for good.
+                    true => Err(Errno::EACCES),
+                    false => answer(MARK_PLAIN),
+                }
+            }
             Role::Wal(main) | Role::Journal(main) if request.writable && self.has_main(&main) => {
                 Err(Errno::EROFS)
             }
+            Role::Shm(main) => match self.store.at(&main) {
+                Some(db) => {
+                    db.index_opened();
+                    answer(MARK_INDEX)
+                }
+                None => answer(MARK_PLAIN),
+            },
             _ => answer(MARK_PLAIN),
         }
     }
@@ -540,20 +602,19 @@ impl fuse::Volume for LiteVolume {
     fn open_may_block(&self, request: &OpenRequest<'_>) -> bool {
         // Even if readers are served now: until `open` looks, an idle database may be closed, and would be made ready
         // again, through the mount, on a session thread, for which that thread and whoever it holds up wait for ever.
-        !self.node.is_primary()
-            && !request.writable
+        (!request.writable || self.node.is_candidate)
             && matches!(Role::of(request.path), Role::Main)
             && self
                 .store
                 .at(request.path)
-                .is_some_and(|db| db.published().page_count > 0)
+                .is_some_and(|db| db.published().page_count > 0 && !db.is_primary())
             && !self.is_own(request.caller)
     }
 
     fn open(&self, request: &OpenRequest<'_>) -> Result<OpenAnswer, Errno> {
         self.refuse_broken(request.path)?;
         let own = self.is_own(request.caller);
-        if self.node.is_primary() {
+        if self.is_primary_at(request.path) {
             let mark = match Role::of(request.path) {
                 _ if own => MARK_OWN,
                 Role::Shm(main) => match self.store.at(&main) {
@@ -590,7 +651,7 @@ impl fuse::Volume for LiteVolume {
             {
                 db.index_closed();
             }
-        } else if mark == MARK_PLAIN && writable && self.node.is_primary() {
+        } else if mark == MARK_PLAIN && writable && self.is_primary_at(path) {
             match Role::of(path) {
                 Role::Main => self.watcher.look_at(path),
                 // Copied there, by a call of which no event tells.
@@ -608,7 +669,7 @@ impl fuse::Volume for LiteVolume {
     }
 
     fn before(&self, op: &Op<'_>, caller: Caller) -> Result<Flow, Errno> {
-        if self.node.is_primary() {
+        if self.is_primary_for(op) {
             return self.before_on_primary(op, caller);
         }
         if self.is_own(caller) {
@@ -649,7 +710,7 @@ impl fuse::Volume for LiteVolume {
     }
 
     fn after(&self, op: &Op<'_>, _caller: Caller) {
-        if self.node.is_primary() {
+        if self.is_primary_for(op) {
             self.after_on_primary(op);
         }
     }

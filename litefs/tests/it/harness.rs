@@ -52,6 +52,8 @@ pub(crate) struct Options {
     pub(crate) fuse_keys: String,
     /// More keys of `lease`, each with a comma before it.
     pub(crate) lease_keys: String,
+    /// The whole section `lease`, instead of that of a static one.
+    pub(crate) lease: Option<String>,
     /// More sections.
     pub(crate) keys: String,
     /// The data directory; `data` beside the mount if there is none.
@@ -120,6 +122,47 @@ impl Node {
         }
     }
 
+    /// A node that elects its primary with those at `ports`, itself the `index`-th of them; not yet started.
+    pub(crate) fn elector(dir: &Path, index: usize, ports: &[u16], options: Options) -> Node {
+        let url = |port: &u16| format!("\"http://127.0.0.1:{port}\"");
+        let peers: Vec<String> = ports.iter().map(url).collect();
+        let lease = format!(
+            "{{type: raft, hostname: node{index}, advertise-url: {}, peers: [{}]{}}}",
+            url(&ports[index]),
+            peers.join(", "),
+            options.lease_keys
+        );
+        let options = Options {
+            lease: Some(lease),
+            ..options
+        };
+        let mut node = Node::prepare(dir.join(format!("node{index}")), options, None);
+        node.port = ports[index];
+        node
+    }
+
+    /// What the node answers to a request, as text; nothing if there is no answer.
+    pub(crate) fn ask(&self, method: &str, path: &str) -> Option<String> {
+        use std::io::{Read, Write};
+        let mut tcp = std::net::TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        tcp.set_read_timeout(Some(PATIENCE)).ok()?;
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        tcp.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    /// Whether the node takes writes, as it says itself.
+    pub(crate) fn is_primary(&self) -> bool {
+        self.child.is_some()
+            && self
+                .ask("GET", "/v1/cluster")
+                .is_some_and(|answer| answer.contains("\"isPrimary\":true"))
+    }
+
     /// The next launch is as a primary.
     pub(crate) fn become_primary(&mut self) {
         self.primary = None;
@@ -160,14 +203,19 @@ impl Node {
         };
         let config = format!(
             "data: {{dir: {data}{more_data}}}\nfuse: {{dir: {dir}/mnt{more_fuse}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n\
-             lease: {{type: static, candidate: {candidate}, hostname: primary, advertise-url: \"{url}\", \
-             reconnect-delay: 50ms{more_lease}}}\n{more}",
+             lease: {lease}\n{more}",
             dir = self.dir.display(),
             data = self.data().display(),
             port = self.port,
             more_data = self.options.data_keys,
             more_fuse = self.options.fuse_keys,
-            more_lease = self.options.lease_keys,
+            lease = self.options.lease.clone().unwrap_or_else(|| {
+                format!(
+                    "{{type: static, candidate: {candidate}, hostname: primary, advertise-url: \"{url}\", \
+                     reconnect-delay: 50ms{}}}",
+                    self.options.lease_keys
+                )
+            }),
             more = self.options.keys,
         );
         fs::write(self.dir.join("litefs.yml"), config).unwrap();

@@ -4,6 +4,7 @@
 
 mod clients;
 mod crash;
+mod election;
 mod faults;
 mod harness;
 mod history;

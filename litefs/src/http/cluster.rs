@@ -1,0 +1,244 @@
+//! What nodes that elect a primary say to each other, beside Raft's own messages.
+//!
+//! | route | what |
+//! |---|---|
+//! | `POST /v1/raft` | one message of Raft's, bytes both ways |
+//! | `GET /v1/cluster` | who is there, as this node knows |
+//! | `POST /v1/cluster/fence` | the winner of an election: take nothing from older tenures, and say what you have |
+//! | `POST /v1/cluster/join` | take me in, or learn my new address |
+//! | `POST /v1/cluster/remove?node=` | take a node out |
+//! | `POST /v1/cluster/opened` | the primary: writes are open, follow me |
+//! | `POST /handoff?node=` | give the primary's role to another node |
+//! | `POST /promote` | take the primary's role |
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+
+use super::error::NodeError;
+
+/// Most bytes of one message of Raft's: it carries membership and settings, no data.
+const MAX_RAFT_LEN: usize = 8 << 20;
+
+/// A node as others see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// Its identity, 16 hex digits.
+    pub id: String,
+    /// Its host name.
+    pub hostname: String,
+    /// Where its API is reached.
+    pub url: String,
+    /// Where it is; may be empty.
+    #[serde(default)]
+    pub region: String,
+    /// Candidates with a higher one are preferred.
+    #[serde(default)]
+    pub priority: u32,
+}
+
+/// Answer of `GET /v1/cluster`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overview {
+    /// Identity of the cluster, if this node has joined one.
+    #[serde(rename = "clusterID")]
+    pub cluster_id: Option<String>,
+    /// This node.
+    pub node: Peer,
+    /// Whether it may be elected.
+    pub candidate: bool,
+    /// Whether it is a member of the cluster that elects.
+    pub is_member: bool,
+    /// Newest tenure it knows of.
+    pub epoch: u64,
+    /// Newest tenure of which it has all that the primary began with.
+    pub accepted_epoch: u64,
+    /// The primary, if it knows one that takes writes or is about to.
+    pub primary: Option<Peer>,
+    /// Whether this node takes writes.
+    pub is_primary: bool,
+    /// Members that vote.
+    pub voters: Vec<Peer>,
+    /// Members that do not vote yet.
+    pub learners: Vec<Peer>,
+    /// How many databases it has.
+    pub database_count: u64,
+}
+
+/// Body of `POST /v1/cluster/fence`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FenceRequest {
+    /// Identity of the cluster.
+    #[serde(rename = "clusterID")]
+    pub cluster_id: String,
+    /// The tenure that begins.
+    pub epoch: u64,
+    /// Whose it is, 16 hex digits.
+    pub node: String,
+}
+
+/// What a node has: answer of `POST /v1/cluster/fence`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FenceReply {
+    /// Which node, 16 hex digits.
+    pub node: String,
+    /// Newest tenure of which it has all that the primary began with.
+    pub accepted_epoch: u64,
+    /// Its databases.
+    pub databases: Vec<Standing>,
+}
+
+/// Where a database is on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Standing {
+    /// Its name.
+    pub name: String,
+    /// TXID and checksum, as in the `-pos` file.
+    pub pos: String,
+    /// Tenure of its last transaction.
+    pub epoch: u64,
+}
+
+/// Body of `POST /v1/cluster/join`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinRequest {
+    /// Identity of the cluster, if the node has joined one before.
+    #[serde(rename = "clusterID")]
+    pub cluster_id: Option<String>,
+    /// The node.
+    pub node: Peer,
+}
+
+/// Answer of `POST /v1/cluster/join`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinReply {
+    /// Identity of the cluster.
+    #[serde(rename = "clusterID")]
+    pub cluster_id: String,
+}
+
+/// An answer that takes a while.
+pub type Answering<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
+
+/// What the routes need of a node that takes part in elections.
+pub trait ClusterApi: Send + Sync + 'static {
+    /// Says what this node knows.
+    fn overview(&self) -> Overview;
+    /// Answers a message of Raft's.
+    fn raft(&self, request: Bytes) -> Answering<'_, Bytes>;
+    /// Ends older tenures here, and says what this node has.
+    fn fence(&self, request: FenceRequest) -> Answering<'_, FenceReply>;
+    /// Takes a node in, or learns its new address.
+    fn join(&self, request: JoinRequest) -> Answering<'_, JoinReply>;
+    /// Takes a node out.
+    fn remove(&self, node: u64) -> Answering<'_, ()>;
+    /// Hears that a primary takes writes now.
+    fn opened(&self, request: FenceRequest);
+    /// Gives the primary's role to a node, or to the one that suits best.
+    fn handoff(&self, to: Option<u64>) -> Answering<'_, Peer>;
+    /// Takes the primary's role.
+    fn promote(&self) -> Answering<'_, Peer>;
+}
+
+type Node = Arc<dyn ClusterApi>;
+
+/// Makes the routes.
+pub fn router(node: Node) -> Router {
+    Router::new()
+        .route("/v1/raft", post(raft))
+        .route("/v1/cluster", get(overview))
+        .route("/v1/cluster/fence", post(fence))
+        .route("/v1/cluster/join", post(join))
+        .route("/v1/cluster/remove", post(remove))
+        .route("/v1/cluster/opened", post(opened))
+        .route("/handoff", post(handoff))
+        .route("/promote", post(promote))
+        .layer(DefaultBodyLimit::max(MAX_RAFT_LEN))
+        .with_state(node)
+}
+
+#[derive(Deserialize)]
+struct NodeQuery {
+    #[serde(alias = "nodeID")]
+    node: Option<String>,
+}
+
+impl NodeQuery {
+    fn id(self) -> Result<Option<u64>, NodeError> {
+        let text = self.node.filter(|text| !text.is_empty());
+        text.map(|text| parse_id(&text)).transpose()
+    }
+}
+
+/// Reads an identity as `/v1/cluster` shows it.
+///
+/// # Errors
+/// It is not a hexadecimal number.
+pub fn parse_id(text: &str) -> Result<u64, NodeError> {
+    u64::from_str_radix(text, 16).map_err(|_| NodeError::BadNodeId(text.chars().take(40).collect()))
+}
+
+/// Writes an identity.
+#[must_use]
+pub fn show_id(id: u64) -> String {
+    format!("{id:016X}")
+}
+
+async fn raft(State(node): State<Node>, body: Bytes) -> Result<Bytes, NodeError> {
+    node.raft(body).await
+}
+
+async fn overview(State(node): State<Node>) -> Json<Overview> {
+    Json(node.overview())
+}
+
+async fn fence(
+    State(node): State<Node>,
+    Json(request): Json<FenceRequest>,
+) -> Result<Json<FenceReply>, NodeError> {
+    node.fence(request).await.map(Json)
+}
+
+async fn join(
+    State(node): State<Node>,
+    Json(request): Json<JoinRequest>,
+) -> Result<Json<JoinReply>, NodeError> {
+    node.join(request).await.map(Json)
+}
+
+async fn remove(
+    State(node): State<Node>,
+    Query(query): Query<NodeQuery>,
+) -> Result<Json<serde_json::Value>, NodeError> {
+    let id = query.id()?.ok_or(NodeError::MissingParameter("node"))?;
+    node.remove(id).await?;
+    Ok(Json(serde_json::json!({ "removed": show_id(id) })))
+}
+
+async fn opened(State(node): State<Node>, Json(request): Json<FenceRequest>) {
+    node.opened(request);
+}
+
+async fn handoff(
+    State(node): State<Node>,
+    Query(query): Query<NodeQuery>,
+) -> Result<Json<Peer>, NodeError> {
+    node.handoff(query.id()?).await.map(Json)
+}
+
+async fn promote(State(node): State<Node>) -> Result<Json<Peer>, NodeError> {
+    node.promote().await.map(Json)
+}

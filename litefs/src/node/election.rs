@@ -1,0 +1,533 @@
+//! Follows what the cluster elects: takes over, gives up, follows.
+//!
+//! ```text
+//! elected ─▶ fence a quorum, hear what it has ─▶ fetch what is newer there ─▶ open for writes ─▶ tell the others
+//! lease over, or a higher epoch seen ─▶ take the right to write from all programs
+//! another leads ─▶ follow it
+//! ```
+//!
+//! What holds:
+//! - INV-ELECT-1: writes are opened only in an epoch of which a quorum of voters takes nothing older, and with the most
+//!   advanced copies among those (`takeover`);
+//! - INV-ELECT-2: a thread of its own, which waits for nothing but the clock and the locks, ends a tenure when its lease does;
+//! - INV-ELECT-3: a node votes only once it has had, on disk, all that the primary had (`members`).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use consensus::{Cluster, Lease, Member, NodeId, View};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::lender::Borrowing;
+use super::peers::Peers;
+use super::ports::Ports;
+use super::roles::Roles;
+use super::takeover::{self, Report, Wanted};
+use crate::http::HttpDial;
+use crate::http::cluster::{FenceReply, FenceRequest, Peer, show_id};
+use crate::http::cluster::{Standing as StandingText, parse_id};
+use crate::replication::receive::{ReceiveConfig, Receiver};
+use crate::replication::replicas::Replicas;
+use crate::replication::{DbName, Sink};
+
+/// How long a node may take to answer the winner: it may have to take the right to write from its programs first.
+const FENCE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long, after a quorum, the winner waits for the other voters: they may have what nobody else has.
+const STRAGGLERS: Duration = Duration::from_millis(150);
+/// How long until what failed is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+/// How often the loop looks whether there is something to do that nobody told it.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a handoff may take to bring the other node level.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long programs have to end their transactions for a handoff.
+const HANDOFF_PATIENCE: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(1);
+
+/// This node's part in elections.
+pub(super) struct Election {
+    pub(super) cluster: Cluster,
+    pub(super) me: Member,
+    pub(super) roles: Arc<Roles>,
+    pub(super) ports: Arc<Ports>,
+    pub(super) peers: Peers,
+    pub(super) replicas: Arc<Replicas>,
+    /// Whom the receiver follows.
+    pub(super) target: watch::Sender<Option<String>>,
+    /// Epoch of which this node has given the role away, or is about to.
+    pub(super) given_up: AtomicU64,
+    /// Databases whose programs have not ended their transactions.
+    pub(super) unfenced: AtomicBool,
+    pub(super) handing_over: tokio::sync::Mutex<()>,
+    pub(super) last_failure: Mutex<Option<String>>,
+}
+
+impl Election {
+    pub(super) fn node_id(&self) -> NodeId {
+        self.ports.node.node_id
+    }
+
+    fn is_primary_in(&self, epoch: u64) -> bool {
+        let node = &self.ports.node;
+        node.is_primary() && node.epoch.load(Ordering::Acquire) == epoch
+    }
+
+    /// Returns the lease under which this node may take writes.
+    pub(super) fn lease(&self) -> Option<Lease> {
+        self.cluster.lease().filter(|lease| {
+            self.given_up.load(Ordering::Acquire) < lease.epoch
+                && *self.ports.seen_epoch.read() <= lease.epoch
+        })
+    }
+
+    /// Runs until the process ends.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut views = self.cluster.watch();
+        loop {
+            let view = views.borrow_and_update().clone();
+            match self.lease() {
+                Some(lease) if !self.is_primary_in(lease.epoch) => {
+                    self.target.send_replace(None);
+                    self.take_over(lease.epoch, &view).await;
+                }
+                Some(_) => {}
+                None => self.follow(&view),
+            }
+            tokio::select! {
+                changed = views.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    fn follow(&self, view: &View) {
+        let Some((id, leader)) = &view.leader else {
+            return; // whom we follow may be cut off from a quorum, and still be heard here
+        };
+        if *id != self.node_id() && !self.ports.node.is_primary() {
+            self.follow_url(&leader.url);
+        }
+    }
+
+    pub(super) fn follow_url(&self, url: &str) {
+        self.target.send_if_modified(|target| {
+            let is_other = target.as_deref() != Some(url);
+            if is_other {
+                *target = Some(url.to_owned());
+            }
+            is_other
+        });
+    }
+
+    /// Follows a node from the beginning, even if it is followed already: it has just become able to serve.
+    pub(super) fn follow_now(&self, url: &str) {
+        if !self.ports.node.is_primary() && !self.ports.is_connected.load(Ordering::Acquire) {
+            self.target.send_replace(Some(url.to_owned()));
+        }
+    }
+
+    async fn take_over(self: &Arc<Self>, epoch: u64, view: &View) {
+        let began = Instant::now();
+        match self.try_take_over(epoch, view).await {
+            Ok(true) => {
+                *self.last_failure.lock() = None;
+                tracing::info!(epoch, elapsed_ms = began.elapsed().as_millis(), "writes are open");
+                self.announce(epoch, view);
+            }
+            Ok(false) => {}
+            Err(error) => {
+                self.say_once(epoch, format!("{error:#}"));
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    fn say_once(&self, epoch: u64, error: String) {
+        let mut last = self.last_failure.lock();
+        if last.as_ref() != Some(&error) {
+            tracing::warn!(epoch, error, "elected, but writes cannot be opened yet");
+            *last = Some(error);
+        }
+    }
+
+    async fn try_take_over(self: &Arc<Self>, epoch: u64, view: &View) -> anyhow::Result<bool> {
+        let this = self.clone();
+        let own = tokio::task::spawn_blocking(move || this.fence_here(epoch)).await??;
+        let reports = self.fence_quorum(epoch, view).await?;
+        let wanted = takeover::plan(&own, &reports);
+        if !wanted.is_empty() {
+            self.fetch(epoch, view, wanted).await?;
+        }
+        if self.lease().is_none_or(|lease| lease.epoch != epoch) {
+            return Ok(false);
+        }
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let may = || this.lease().is_some_and(|lease| lease.epoch == epoch);
+            this.roles.promote(epoch, may)
+        })
+        .await?
+    }
+
+    /// Ends older tenures here, and says what this node has. Blocks.
+    pub(super) fn fence_here(&self, epoch: u64) -> anyhow::Result<Report> {
+        self.ports.observe_epoch(epoch)?;
+        let node = &self.ports.node;
+        if node.is_primary() && node.epoch.load(Ordering::Acquire) < epoch {
+            let left = self.roles.demote(FENCE_PATIENCE / 2);
+            self.unfenced.store(!left.is_empty(), Ordering::Release);
+        }
+        Ok(self.report())
+    }
+
+    fn report(&self) -> Report {
+        let databases = self.ports.store.all().into_iter().filter_map(|db| {
+            let standing = takeover::Standing {
+                pos: db.pos(),
+                epoch: db.log().end().map_or(0, |end| end.epoch),
+            };
+            (standing.pos.txid.0 > 0).then(|| (db.name().clone(), standing))
+        });
+        Report {
+            node: self.node_id(),
+            accepted_epoch: self.ports.accepted_epoch.load(Ordering::Acquire),
+            databases: databases.collect(),
+        }
+    }
+
+    fn request(&self, epoch: u64) -> FenceRequest {
+        FenceRequest {
+            cluster_id: Sink::cluster_id(&*self.ports).unwrap_or_default(),
+            epoch,
+            node: show_id(self.node_id()),
+        }
+    }
+
+    /// Has a quorum of voters take nothing older any more, and hears what they have.
+    async fn fence_quorum(&self, epoch: u64, view: &View) -> anyhow::Result<Vec<Report>> {
+        let request = self.request(epoch);
+        let others = view.voters.iter().filter(|(id, _)| **id != self.node_id());
+        let mut asked: FuturesUnordered<_> = others
+            .map(|(id, member)| {
+                let (request, peers) = (&request, &self.peers);
+                async move {
+                    let reply = peers.fence(&member.url, request, FENCE_PATIENCE).await;
+                    (*id, reply.and_then(|reply| read_reply(*id, &reply)))
+                }
+            })
+            .collect();
+        let mut granted = BTreeSet::from([self.node_id()]);
+        let mut reports = Vec::new();
+        let mut failures = Vec::new();
+        let mut stragglers_until = None;
+        loop {
+            if stragglers_until.is_none() && view.is_quorum(&granted) {
+                stragglers_until = Some(tokio::time::Instant::now() + STRAGGLERS);
+            }
+            let wait = async {
+                match stragglers_until {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let (id, reply) = tokio::select! {
+                next = asked.next() => match next {
+                    Some(next) => next,
+                    None => break,
+                },
+                () = wait => break,
+            };
+            match reply {
+                Ok(report) => {
+                    granted.insert(id);
+                    reports.push(report);
+                }
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        }
+        anyhow::ensure!(
+            view.is_quorum(&granted),
+            "{} of {} voters answered; {}",
+            granted.len(),
+            view.voters.len(),
+            failures.join("; ")
+        );
+        Ok(reports)
+    }
+
+    /// Brings databases to where other nodes have them.
+    async fn fetch(
+        &self,
+        epoch: u64,
+        view: &View,
+        wanted: Vec<Wanted>,
+    ) -> anyhow::Result<()> {
+        let mut by_node: BTreeMap<NodeId, HashMap<DbName, crate::ltx::Pos>> = BTreeMap::new();
+        for w in wanted {
+            tracing::info!(db = %w.db, from = show_id(w.from), pos = %w.pos, epoch, "fetching what is newer there");
+            by_node.entry(w.from).or_default().insert(w.db, w.pos);
+        }
+        let fetches = by_node.into_iter().map(|(from, wanted)| async move {
+            let member = view.voters.get(&from).context("the node is no voter")?;
+            self.fetch_from(epoch, &member.url, wanted).await
+        });
+        for fetched in futures_util::future::join_all(fetches).await {
+            fetched?;
+        }
+        Ok(())
+    }
+
+    async fn fetch_from(
+        &self,
+        epoch: u64,
+        url: &str,
+        wanted: HashMap<DbName, crate::ltx::Pos>,
+    ) -> anyhow::Result<()> {
+        let mut changes = self.ports.node.hub.subscribe();
+        let sink = Arc::new(Borrowing {
+            ports: self.ports.clone(),
+            wanted: wanted.clone(),
+        });
+        let config = ReceiveConfig {
+            hostname: self.me.hostname.clone(),
+            ..ReceiveConfig::default()
+        };
+        let dial = HttpDial {
+            is_takeover: true,
+            ..HttpDial::default()
+        };
+        let receiver = Receiver::new(sink, Arc::new(dial), config);
+        let is_level = || {
+            wanted.iter().all(|(name, pos)| {
+                let db = self.ports.store.get(name.as_str());
+                db.is_some_and(|db| db.pos() == *pos)
+            })
+        };
+        let level = async {
+            while !is_level() {
+                let lease = self.lease().filter(|lease| lease.epoch == epoch);
+                anyhow::ensure!(lease.is_some(), "the lease ended while databases were fetched");
+                tokio::select! {
+                    _ = changes.recv() => {}
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            }
+            Ok(())
+        };
+        tokio::select! {
+            level = level => level,
+            ended = receiver.follow(url) => {
+                anyhow::ensure!(is_level(), "fetch from {url}: {}", match ended {
+                    Ok(()) => "the stream ended".to_owned(),
+                    Err(error) => crate::store::chain(&error),
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells everybody, so that nobody has to ask.
+    fn announce(&self, epoch: u64, view: &View) {
+        let request = self.request(epoch);
+        let all = view.voters.iter().chain(&view.learners);
+        for (id, member) in all.filter(|(id, _)| **id != self.node_id()) {
+            let (peers, request, url, id) = (self.peers.clone(), request.clone(), member.url.clone(), *id);
+            tokio::spawn(async move {
+                if let Err(error) = peers.opened(&url, &request).await {
+                    tracing::debug!(node = show_id(id), error = format!("{error:#}"), "tell of the new primary");
+                }
+            });
+        }
+    }
+
+    /// Ends the tenure when the lease ends, whatever else this process is doing. Runs until `stop` is dropped.
+    pub(super) fn guard(&self, stop: &std::sync::mpsc::Receiver<()>) {
+        use std::sync::mpsc::RecvTimeoutError;
+        let node = &self.ports.node;
+        loop {
+            let epoch = node.epoch.load(Ordering::Acquire);
+            let is_over = || {
+                node.is_primary()
+                    && self.cluster.lease().is_none_or(|lease| lease.epoch != epoch)
+                    || *self.ports.seen_epoch.read() > epoch && node.is_primary()
+            };
+            if is_over() || self.unfenced.load(Ordering::Acquire) && !node.is_primary() {
+                let left = self.roles.demote(Duration::from_millis(100));
+                if !left.is_empty() {
+                    let names: Vec<&str> = left.iter().map(|db| db.name().as_str()).collect();
+                    tracing::error!(databases = names.join(", "), "programs are in write transactions of a tenure that is over; what they commit will be kept apart");
+                }
+                self.unfenced.store(!left.is_empty(), Ordering::Release);
+            }
+            let until = self.cluster.lease().map(|lease| lease.until);
+            let wait = match until {
+                Some(until) if node.is_primary() => until
+                    .saturating_duration_since(Instant::now())
+                    .clamp(POLL, LOOK),
+                // It may become primary at any moment.
+                Some(_) => 10 * POLL,
+                None => LOOK,
+            };
+            if stop.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    }
+
+    /// Gives the role to another voter: no commit is lost, and programs wait for a moment.
+    ///
+    /// # Errors
+    /// Says why this node is the primary still.
+    pub(super) async fn hand_over(self: &Arc<Self>, to: Option<NodeId>) -> anyhow::Result<Peer> {
+        let _one = self.handing_over.lock().await;
+        let view = self.cluster.watch().borrow().clone();
+        let node = self.ports.node.clone();
+        anyhow::ensure!(node.is_primary(), "this node is not the primary");
+        let epoch = node.epoch.load(Ordering::Acquire);
+        let to = self.choose(&view, to)?;
+        let member = view.voters.get(&to).context("the node is no voter")?.clone();
+        let began = Instant::now();
+        node.is_draining.store(true, Ordering::Release);
+        let drained = self.drain(to).await;
+        let handed = match drained {
+            Ok(()) => {
+                self.given_up.fetch_max(epoch, Ordering::AcqRel);
+                self.cluster.transfer(to).await.context("transfer the lead")
+            }
+            Err(error) => Err(error),
+        };
+        node.is_draining.store(false, Ordering::Release);
+        if let Err(error) = handed {
+            let this = self.clone();
+            tokio::task::spawn_blocking(move || this.take_back(epoch)).await?;
+            return Err(error);
+        }
+        let left = {
+            let this = self.clone();
+            tokio::task::spawn_blocking(move || this.roles.demote(HANDOFF_PATIENCE)).await?
+        };
+        self.unfenced.store(!left.is_empty(), Ordering::Release);
+        tracing::info!(to = member.hostname, elapsed_ms = began.elapsed().as_millis(), "handed the primary's role over");
+        Ok(peer(to, &member))
+    }
+
+    /// Programs write again in a tenure that was not given away after all.
+    fn take_back(&self, epoch: u64) {
+        if self.given_up.load(Ordering::Acquire) < epoch && self.lease().is_some_and(|l| l.epoch == epoch) {
+            for db in self.ports.store.all() {
+                if let Err(error) = db.promote() {
+                    tracing::error!(db = %db.name(), error = crate::store::chain(&error), "database stays read-only");
+                }
+            }
+        }
+    }
+
+    fn choose(&self, view: &View, to: Option<NodeId>) -> anyhow::Result<NodeId> {
+        let connected: BTreeSet<NodeId> = self
+            .replicas
+            .list()
+            .iter()
+            .filter(|r| r.is_connected)
+            .map(|r| r.node_id)
+            .collect();
+        if let Some(to) = to {
+            anyhow::ensure!(to != self.node_id(), "this node is the primary already");
+            anyhow::ensure!(
+                view.voters.contains_key(&to),
+                "node {} does not vote in this cluster",
+                show_id(to)
+            );
+            anyhow::ensure!(connected.contains(&to), "node {} does not follow this one", show_id(to));
+            return Ok(to);
+        }
+        let others = view.voters.iter().filter(|(id, _)| connected.contains(id));
+        let best = others.max_by_key(|(id, member)| (member.priority, **id));
+        best.map(|(id, _)| *id)
+            .context("no other voter follows this node")
+    }
+
+    /// Ends writing here, and waits for the other node to have all.
+    async fn drain(self: &Arc<Self>, to: NodeId) -> anyhow::Result<()> {
+        let this = self.clone();
+        let fenced = tokio::task::spawn_blocking(move || {
+            let deadline = Instant::now() + HANDOFF_PATIENCE;
+            for db in this.ports.store.all() {
+                db.fence(deadline.saturating_duration_since(Instant::now()))?;
+            }
+            Ok::<(), crate::db::DbError>(())
+        });
+        fenced
+            .await?
+            .context("a program does not end its write transaction")?;
+        let deadline = Instant::now() + DRAIN;
+        for db in self.ports.store.all() {
+            let pos = db.pos();
+            if pos.txid.0 == 0 {
+                continue;
+            }
+            loop {
+                let acked = self.replicas.acked(db.name());
+                if acked.iter().any(|(id, applied, ..)| *id == to && applied.pos == pos) {
+                    break;
+                }
+                anyhow::ensure!(
+                    Instant::now() < deadline,
+                    "{} does not come to {pos} on node {} within {DRAIN:?}",
+                    db.name(),
+                    show_id(to)
+                );
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_reply(id: NodeId, reply: &FenceReply) -> anyhow::Result<Report> {
+    let node = parse_id(&reply.node)?;
+    anyhow::ensure!(node == id, "node {} answered for node {}", reply.node, show_id(id));
+    let databases = reply.databases.iter().map(|db| {
+        let standing = takeover::Standing {
+            pos: db.pos.parse()?,
+            epoch: db.epoch,
+        };
+        Ok((db.name.parse()?, standing))
+    });
+    Ok(Report {
+        node,
+        accepted_epoch: reply.accepted_epoch,
+        databases: databases.collect::<anyhow::Result<_>>()?,
+    })
+}
+
+pub(super) fn write_reply(report: &Report) -> FenceReply {
+    FenceReply {
+        node: show_id(report.node),
+        accepted_epoch: report.accepted_epoch,
+        databases: report
+            .databases
+            .iter()
+            .map(|(name, standing)| StandingText {
+                name: name.to_string(),
+                pos: standing.pos.to_string(),
+                epoch: standing.epoch,
+            })
+            .collect(),
+    }
+}
+
+pub(super) fn peer(id: NodeId, member: &Member) -> Peer {
+    Peer {
+        id: show_id(id),
+        hostname: member.hostname.clone(),
+        url: member.url.clone(),
+        region: member.region.clone(),
+        priority: member.priority,
+    }
+}

@@ -1,0 +1,120 @@
+//! Requests to other nodes: Raft's messages, and what the winner of an election and who joins asks.
+
+use std::io;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use consensus::{BoxFuture, Member, NodeId, Transport};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::http::cluster::{
+    FenceReply, FenceRequest, JoinReply, JoinRequest, Overview, Peer, show_id,
+};
+
+/// How long a node may take to answer that is asked for what it knows.
+const ASK: Duration = Duration::from_secs(2);
+/// How long it may take to connect.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// Asks other nodes, over connections that are kept.
+#[derive(Debug, Clone)]
+pub(super) struct Peers {
+    http: reqwest::Client,
+}
+
+impl Peers {
+    pub(super) fn new() -> anyhow::Result<Peers> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .no_proxy()
+            .build()
+            .context("make an HTTP client")?;
+        Ok(Peers { http })
+    }
+
+    pub(super) async fn overview(&self, url: &str) -> anyhow::Result<Overview> {
+        let url = format!("{}/v1/cluster", base(url));
+        let request = self.http.get(&url).timeout(ASK);
+        answer(&url, request).await
+    }
+
+    pub(super) async fn fence(
+        &self,
+        url: &str,
+        request: &FenceRequest,
+        patience: Duration,
+    ) -> anyhow::Result<FenceReply> {
+        self.post(url, "/v1/cluster/fence", request, patience).await
+    }
+
+    pub(super) async fn join(&self, url: &str, request: &JoinRequest) -> anyhow::Result<JoinReply> {
+        self.post(url, "/v1/cluster/join", request, ASK).await
+    }
+
+    pub(super) async fn opened(&self, url: &str, request: &FenceRequest) -> anyhow::Result<()> {
+        let url = format!("{}/v1/cluster/opened", base(url));
+        let request = self.http.post(&url).timeout(ASK).json(request);
+        request.send().await?.error_for_status()?;
+        Ok(())
+    }
+
+    pub(super) async fn handoff(
+        &self,
+        url: &str,
+        to: NodeId,
+        patience: Duration,
+    ) -> anyhow::Result<Peer> {
+        let url = format!("{}/handoff?node={}", base(url), show_id(to));
+        answer(&url, self.http.post(&url).timeout(patience)).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        path: &str,
+        body: &impl Serialize,
+        patience: Duration,
+    ) -> anyhow::Result<T> {
+        let url = format!("{}{path}", base(url));
+        answer(&url, self.http.post(&url).timeout(patience).json(body)).await
+    }
+}
+
+fn base(url: &str) -> &str {
+    url.trim_end_matches('/')
+}
+
+async fn answer<T: DeserializeOwned>(
+    url: &str,
+    request: reqwest::RequestBuilder,
+) -> anyhow::Result<T> {
+    let response = request.send().await.with_context(|| format!("ask {url}"))?;
+    let status = response.status();
+    let bytes = response.bytes().await.with_context(|| format!("ask {url}"))?;
+    if !status.is_success() {
+        let text = String::from_utf8_lossy(&bytes);
+        anyhow::bail!("{url} answered {status}: {}", text.trim());
+    }
+    serde_json::from_slice(&bytes).with_context(|| format!("answer of {url}"))
+}
+
+impl Transport for Peers {
+    fn call(
+        &self,
+        _to: NodeId,
+        member: &Member,
+        request: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, io::Result<Bytes>> {
+        let url = format!("{}/v1/raft", base(&member.url));
+        Box::pin(async move {
+            let response = self.http.post(&url).timeout(timeout).body(request);
+            let response = response.send().await.map_err(io::Error::other)?;
+            let response = response.error_for_status().map_err(io::Error::other)?;
+            response.bytes().await.map_err(io::Error::other)
+        })
+    }
+}

@@ -1,0 +1,104 @@
+//! The node becomes primary and replica while it runs: all databases with it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+
+use super::data_dir::DataDir;
+use super::ports::Ports;
+use crate::db::{Db, DbError};
+use crate::store::chain;
+use crate::watch::Watcher;
+
+/// How long one try to fence a database may take while others wait for their turn.
+const FENCE_TRY: Duration = Duration::from_millis(20);
+
+/// Changes the role of this node. One at a time does.
+pub(super) struct Roles {
+    pub(super) ports: Arc<Ports>,
+    pub(super) data_dir: DataDir,
+    pub(super) watcher: Arc<Watcher>,
+    pub(super) changing: Mutex<()>,
+}
+
+impl Roles {
+    /// Opens the databases for writing, in tenure `epoch`, if `may` still says so at the last moment. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Disk. Databases that cannot be opened stay a replica's, which is logged.
+    pub(super) fn promote(&self, epoch: u64, may: impl Fn() -> bool) -> anyhow::Result<bool> {
+        let _changing = self.changing.lock();
+        let node = &self.ports.node;
+        self.data_dir.set_was_primary(true)?;
+        node.was_primary.store(true, Ordering::Release);
+        self.ports
+            .accept_epoch(epoch)
+            .context("note that this tenure begins here")?;
+        if !self.ports.store.has_broken() {
+            self.data_dir.files_are_compared(true)?;
+        }
+        let seen = self.ports.seen_epoch.read();
+        if *seen != epoch || !may() {
+            drop(seen);
+            self.say_replica()?;
+            return Ok(false);
+        }
+        node.epoch.store(epoch, Ordering::Release);
+        node.is_primary.store(true, Ordering::Release);
+        for db in self.ports.store.all() {
+            if let Err(error) = db.promote() {
+                tracing::error!(db = %db.name(), error = chain(&error), "database stays read-only");
+                continue;
+            }
+            self.watcher.written_at(&db.paths().relative);
+        }
+        drop(seen);
+        self.ports.lag.set_primary(None);
+        node.invalidate_name(".primary".as_ref());
+        self.ports.ready.send_replace(true);
+        tracing::info!(epoch, "this node is the primary");
+        Ok(true)
+    }
+
+    /// Takes the right to write from all programs; those in a write transaction have `patience` to end it. Returns the
+    /// databases that are still written: try those again. Blocks.
+    pub(super) fn demote(&self, patience: Duration) -> Vec<Arc<Db>> {
+        let _changing = self.changing.lock();
+        let node = &self.ports.node;
+        let was_primary = node.is_primary.swap(false, Ordering::AcqRel);
+        let deadline = Instant::now() + patience;
+        let mut left: Vec<Arc<Db>> = self.ports.store.all();
+        loop {
+            left.retain(|db| match db.fence(FENCE_TRY) {
+                Ok(()) => false,
+                Err(DbError::Locked { .. }) => true,
+                Err(error) => {
+                    tracing::error!(db = %db.name(), error = chain(&error), "cannot take a database from its writers, will try again");
+                    true
+                }
+            });
+            if left.is_empty() || Instant::now() >= deadline {
+                break;
+            }
+        }
+        if was_primary {
+            node.invalidate_name(".primary".as_ref());
+            tracing::info!(epoch = node.epoch.load(Ordering::Acquire), "this node is no longer the primary");
+        }
+        if let Err(error) = self.say_replica() {
+            tracing::error!(error = format!("{error:#}"), "note that this node is a replica");
+        }
+        left
+    }
+
+    /// From now on a transaction is in the log before it is in the files: should this node die, the log is right.
+    fn say_replica(&self) -> anyhow::Result<()> {
+        if self.ports.store.has_broken() {
+            return Ok(());
+        }
+        self.data_dir.files_are_compared(false)
+    }
+}

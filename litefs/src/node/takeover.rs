@@ -1,0 +1,148 @@
+//! Which node's copy of each database a new primary begins with: every decision, no I/O.
+//!
+//! What holds:
+//! - INV-TAKEOVER-1: a node that accepted the newest tenure (had all that its primary began with, on disk) is right over
+//!   one that did not, whatever their TXIDs: commits that a quorum acknowledged in that tenure are on such nodes only;
+//! - INV-TAKEOVER-2: among those the most advanced copy wins, by the tenure of its last transaction, then its TXID;
+//! - INV-TAKEOVER-3: a database that none of those knows stays as it is on the winner.
+
+use std::collections::BTreeMap;
+
+use crate::ltx::Pos;
+use crate::replication::DbName;
+
+/// Where a database is on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) pos: Pos,
+    /// Tenure of its last transaction.
+    pub(super) epoch: u64,
+}
+
+impl Standing {
+    fn rank(&self) -> (u64, u64, u64) {
+        // Two branches that are as long: any order does, as long as all nodes have the same.
+        let checksum = self.pos.post_apply_checksum.get();
+        (self.epoch, self.pos.txid.0, checksum)
+    }
+}
+
+/// What a node said when it was fenced.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) node: u64,
+    pub(super) accepted_epoch: u64,
+    pub(super) databases: BTreeMap<DbName, Standing>,
+}
+
+/// A database to be fetched before writes are opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) db: DbName,
+    pub(super) from: u64,
+    pub(super) pos: Pos,
+}
+
+/// Returns what `own` has to fetch, and from whom.
+pub(super) fn plan(own: &Report, others: &[Report]) -> Vec<Wanted> {
+    let all = || others.iter().chain([own]);
+    let newest = all().map(|r| r.accepted_epoch).max().unwrap_or(0);
+    let mut best: BTreeMap<&DbName, (Standing, u64)> = BTreeMap::new();
+    for report in all().filter(|r| r.accepted_epoch == newest) {
+        for (db, standing) in &report.databases {
+            let entry = best.entry(db).or_insert((*standing, report.node));
+            // Ours first among equals: nothing to fetch.
+            let is_better = standing.rank() > entry.0.rank()
+                || standing.rank() == entry.0.rank() && report.node == own.node;
+            if is_better {
+                *entry = (*standing, report.node);
+            }
+        }
+    }
+    best.into_iter()
+        .filter(|(db, (standing, from))| {
+            *from != own.node && own.databases.get(*db).map(|s| s.pos) != Some(standing.pos)
+        })
+        .map(|(db, (standing, from))| Wanted {
+            db: db.clone(),
+            from,
+            pos: standing.pos,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ltx::{Checksum, Txid};
+
+    fn standing(epoch: u64, txid: u64) -> Standing {
+        Standing {
+            pos: Pos {
+                txid: Txid(txid),
+                post_apply_checksum: Checksum::new(epoch << 32 | txid),
+            },
+            epoch,
+        }
+    }
+
+    fn report(node: u64, accepted_epoch: u64, databases: &[(&str, u64, u64)]) -> Report {
+        let of = |(name, epoch, txid): &(&str, u64, u64)| {
+            (name.parse().unwrap(), standing(*epoch, *txid))
+        };
+        Report {
+            node,
+            accepted_epoch,
+            databases: databases.iter().map(of).collect(),
+        }
+    }
+
+    fn fetched(own: &Report, others: &[Report]) -> Vec<(String, u64, u64)> {
+        plan(own, others)
+            .iter()
+            .map(|w| (w.db.to_string(), w.from, w.pos.txid.0))
+            .collect()
+    }
+
+    #[test]
+    fn the_most_advanced_copy_wins_for_each_database() {
+        let own = report(1, 3, &[("a", 3, 10), ("b", 3, 7)]);
+        let other = report(2, 3, &[("a", 3, 9), ("b", 3, 8), ("c", 3, 1)]);
+        assert_eq!(
+            fetched(&own, &[other]),
+            [("b".into(), 2, 8), ("c".into(), 2, 1)]
+        );
+    }
+
+    #[test]
+    fn a_later_tenure_is_right_over_a_longer_history() {
+        let own = report(1, 3, &[("a", 3, 100)]);
+        assert_eq!(
+            fetched(&own, &[report(2, 3, &[("a", 4, 95)])]),
+            [("a".into(), 2, 95)],
+            "followed a later tenure"
+        );
+        assert_eq!(
+            fetched(&own, &[report(2, 5, &[("a", 3, 90)])]),
+            [("a".into(), 2, 90)],
+            "accepted one in which nothing was written yet"
+        );
+    }
+
+    #[test]
+    fn who_did_not_accept_the_newest_tenure_has_no_say() {
+        let own = report(1, 5, &[("a", 5, 10)]);
+        let stale = report(2, 4, &[("a", 4, 900), ("own", 4, 3)]);
+        assert_eq!(fetched(&own, &[stale]), []);
+    }
+
+    #[test]
+    fn nothing_is_fetched_that_is_here() {
+        let own = report(2, 5, &[("a", 5, 10)]);
+        let same = report(1, 5, &[("a", 5, 10)]);
+        assert_eq!(fetched(&own, &[same.clone()]), []);
+        // Behind in what it accepted, but with the same copy.
+        let own = report(2, 4, &[("a", 5, 10), ("mine", 4, 1)]);
+        assert_eq!(fetched(&own, &[same]), []);
+    }
+}

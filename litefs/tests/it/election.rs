@@ -1,0 +1,354 @@
+//! Nodes that elect their primary: real processes and mounts, programs that keep their databases open throughout.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode};
+
+use crate::harness::{Node, Options, PATIENCE, cannot_mount, dump, wait_for};
+
+/// Nodes of one cluster.
+struct Cluster {
+    nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// Starts nodes on ports that the kernel chooses, and waits until all vote.
+    fn start(dir: &Path, count: usize, options: &Options) -> Cluster {
+        let listeners: Vec<TcpListener> = (0..count)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let ports: Vec<u16> = listeners
+            .iter()
+            .map(|l| l.local_addr().unwrap().port())
+            .collect();
+        drop(listeners);
+        let mut nodes: Vec<Node> = (0..count)
+            .map(|i| Node::elector(dir, i, &ports, options.clone()))
+            .collect();
+        for node in &mut nodes {
+            node.spawn();
+        }
+        for node in &mut nodes {
+            node.wait_until_ready();
+        }
+        let cluster = Cluster { nodes };
+        wait_for("all nodes to vote", || {
+            let answer = cluster.nodes[cluster.primary()].ask("GET", "/v1/cluster");
+            let answer = answer.unwrap_or_default();
+            let voters = answer.split("\"voters\":").nth(1).unwrap_or_default();
+            let voters = voters.split(']').next().unwrap_or_default();
+            voters.matches("\"id\"").count() == count
+        });
+        cluster
+    }
+
+    /// Returns the number of the node that takes writes, once there is one.
+    fn primary(&self) -> usize {
+        let mut found = None;
+        wait_for("a primary", || {
+            found = self.nodes.iter().position(Node::is_primary);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    fn others(&self, but: usize) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|i| *i != but).collect()
+    }
+
+    fn promote(&self, to: usize) {
+        let answer = self.nodes[to].ask("POST", "/promote").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    fn wait_until_level(&self, name: &str) {
+        wait_for("all nodes to be level", || {
+            let pos = self.nodes[self.primary()].pos(name);
+            pos.is_some()
+                && self
+                    .nodes
+                    .iter()
+                    .all(|node| node.child.is_none() || node.pos(name) == pos)
+        });
+    }
+
+    fn assert_same(&self, name: &str) {
+        self.wait_until_level(name);
+        let texts: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|n| n.child.is_some())
+            .map(|n| dump(n, name))
+            .collect();
+        assert!(texts[0].starts_with("ok\n"), "{}", texts[0]);
+        for text in &texts {
+            assert_eq!(text, &texts[0]);
+        }
+    }
+}
+
+fn create(node: &Node, name: &str, mode: &str) -> Connection {
+    let db = node.open(name);
+    let got: String = db
+        .query_row(&format!("PRAGMA journal_mode={mode}"), [], |r| r.get(0))
+        .unwrap();
+    assert_eq!(got, mode);
+    db.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+        .unwrap();
+    db
+}
+
+fn count(db: &Connection) -> i64 {
+    db.query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+        .unwrap()
+}
+
+fn fails_busy(db: &Connection) -> bool {
+    db.busy_timeout(Duration::ZERO).unwrap();
+    let failed = db.execute("INSERT INTO t(v) VALUES('not here')", []);
+    db.busy_timeout(PATIENCE).unwrap();
+    failed.is_err_and(|e| e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
+}
+
+/// Kills the primary again and again; programs on the others keep their connections.
+fn survives_kills(options: &Options, mode: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3, options);
+    let mut primary = cluster.primary();
+    drop(create(&cluster.nodes[primary], "a.db", mode));
+    cluster.wait_until_level("a.db");
+    let mut rows = 0;
+    for _ in 0..3 {
+        let others = cluster.others(primary);
+        let open: Vec<Connection> = others
+            .iter()
+            .map(|i| cluster.nodes[*i].open("a.db"))
+            .collect();
+        let db = cluster.nodes[primary].open("a.db");
+        for _ in 0..20 {
+            db.execute("INSERT INTO t(v) VALUES(randomblob(500))", [])
+                .unwrap();
+            rows += 1;
+        }
+        for db in &open {
+            wait_for("rows on a replica", || count(db) == rows);
+            assert!(fails_busy(db), "a replica's database can be written");
+        }
+        cluster.nodes[primary].kill();
+        drop(db);
+        let next = cluster.primary();
+        assert_ne!(next, primary);
+        let db = &open[others.iter().position(|i| *i == next).unwrap()];
+        db.execute("INSERT INTO t(v) VALUES('after')", []).unwrap();
+        rows += 1;
+        cluster.nodes[primary].launch();
+        drop(open);
+        cluster.assert_same("a.db");
+        assert_eq!(count(&cluster.nodes[primary].open("a.db")), rows);
+        primary = next;
+    }
+}
+
+#[test]
+fn a_primary_that_is_killed_is_followed_by_another() {
+    if cannot_mount() {
+        return;
+    }
+    survives_kills(&Options::default(), "wal");
+}
+
+#[test]
+fn so_it_is_in_a_rollback_mode() {
+    if cannot_mount() {
+        return;
+    }
+    survives_kills(&Options::default(), "delete");
+}
+
+#[test]
+fn so_it_is_without_passthrough() {
+    if cannot_mount() {
+        return;
+    }
+    let options = Options {
+        fuse_keys: ", passthrough: \"off\"".into(),
+        ..Options::default()
+    };
+    survives_kills(&options, "wal");
+}
+
+/// Hands the role around while programs on all nodes write whenever their node lets them.
+fn survives_handoffs(mode: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), 3, &Options::default());
+    let primary = cluster.primary();
+    drop(create(&cluster.nodes[primary], "a.db", mode));
+    cluster.wait_until_level("a.db");
+    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for node in &cluster.nodes {
+            let (stop, written) = (&stop, &written);
+            scope.spawn(move || {
+                let db = node.open("a.db");
+                while !stop.load(Ordering::Acquire) {
+                    db.execute("INSERT INTO t(v) VALUES(1)", []).unwrap();
+                    written.fetch_add(1, Ordering::AcqRel);
+                }
+            });
+        }
+        for round in 0..6 {
+            let before = written.load(Ordering::Acquire);
+            wait_for("writes", || written.load(Ordering::Acquire) > before + 20);
+            let primary = cluster.primary();
+            cluster.promote(cluster.others(primary)[round % 2]);
+        }
+        stop.store(true, Ordering::Release);
+        // Who waits for its node's turn gets one.
+        for node in 0..cluster.nodes.len() {
+            if cluster.primary() != node {
+                cluster.promote(node);
+            }
+            let before = Instant::now();
+            wait_for("a moment to write", || {
+                before.elapsed() > Duration::from_millis(200)
+            });
+        }
+    });
+    cluster.assert_same("a.db");
+    let db = cluster.nodes[cluster.primary()].open("a.db");
+    assert_eq!(
+        count(&db),
+        i64::try_from(written.load(Ordering::Acquire)).unwrap()
+    );
+}
+
+#[test]
+fn a_handoff_loses_no_transaction_and_fails_none() {
+    if cannot_mount() {
+        return;
+    }
+    survives_handoffs("wal");
+}
+
+#[test]
+fn nor_does_it_in_a_rollback_mode() {
+    if cannot_mount() {
+        return;
+    }
+    survives_handoffs("delete");
+}
+
+#[test]
+fn a_handoff_waits_for_no_program_that_sits_in_a_transaction() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), 2, &Options::default());
+    let primary = cluster.primary();
+    let other = cluster.others(primary)[0];
+    let db = create(&cluster.nodes[primary], "a.db", "wal");
+    cluster.wait_until_level("a.db");
+    db.execute_batch("BEGIN IMMEDIATE; INSERT INTO t(v) VALUES(1)")
+        .unwrap();
+    let answer = cluster.nodes[other].ask("POST", "/promote").unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 409") && answer.contains("write transaction"),
+        "{answer}"
+    );
+    db.execute_batch("COMMIT").unwrap();
+    db.execute("INSERT INTO t(v) VALUES(2)", []).unwrap();
+    cluster.promote(other);
+    assert!(fails_busy(&db));
+    cluster.nodes[other]
+        .open("a.db")
+        .execute("INSERT INTO t(v) VALUES(3)", [])
+        .unwrap();
+    cluster.assert_same("a.db");
+    assert_eq!(count(&db), 3);
+}
+
+/// A daemon that is stopped does not stop the programs on its node: what they write is another history by then.
+#[test]
+fn what_a_paused_primary_wrote_meanwhile_is_kept_apart() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3, &Options::default());
+    let primary = cluster.primary();
+    let db = create(&cluster.nodes[primary], "a.db", "wal");
+    db.execute("INSERT INTO t(v) VALUES('both')", []).unwrap();
+    cluster.wait_until_level("a.db");
+    let pid = i32::try_from(cluster.nodes[primary].pid()).unwrap();
+    // SAFETY: the child is ours and not yet waited for.
+    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    db.execute("INSERT INTO t(v) VALUES('lost')", []).unwrap();
+    let others = cluster.others(primary);
+    let mut next = None;
+    wait_for("another primary", || {
+        next = others
+            .iter()
+            .copied()
+            .find(|i| cluster.nodes[*i].is_primary());
+        next.is_some()
+    });
+    let next = next.unwrap();
+    cluster.nodes[next]
+        .open("a.db")
+        .execute("INSERT INTO t(v) VALUES('kept')", [])
+        .unwrap();
+    // SAFETY: as above.
+    unsafe { libc::kill(pid, libc::SIGCONT) };
+    wait_for("the node that was paused to follow", || {
+        !cluster.nodes[primary].is_primary()
+            && cluster.nodes[primary].pos("a.db") == cluster.nodes[next].pos("a.db")
+    });
+    cluster.assert_same("a.db");
+    let texts: Vec<String> = db
+        .prepare("SELECT v FROM t ORDER BY id")
+        .unwrap()
+        .query_map([], |r| r.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(
+        texts,
+        ["both", "kept"],
+        "on a connection that was open throughout"
+    );
+    let kept = std::fs::read_dir(cluster.nodes[primary].meta("a.db").join("quarantine")).unwrap();
+    let lost = kept.map(|entry| entry.unwrap().path()).find(|path| {
+        Connection::open(path).is_ok_and(|db| {
+            db.query_row("SELECT v FROM t WHERE v='lost'", [], |r| {
+                r.get::<_, String>(0)
+            })
+            .is_ok()
+        })
+    });
+    assert!(lost.is_some(), "what was lost can be read in quarantine");
+    cluster.nodes[primary].stop();
+}
+
+#[test]
+fn one_node_alone_is_a_cluster() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 1, &Options::default());
+    drop(create(&cluster.nodes[0], "a.db", "wal"));
+    for clean in [true, false] {
+        let db = cluster.nodes[0].open("a.db");
+        db.execute("INSERT INTO t(v) VALUES(1)", []).unwrap();
+        match clean {
+            true => cluster.nodes[0].stop(),
+            false => cluster.nodes[0].kill(),
+        }
+        cluster.nodes[0].launch();
+    }
+    assert_eq!(count(&cluster.nodes[0].open("a.db")), 2);
+}
