@@ -51,9 +51,9 @@ where
 fn directives(config: &Resolved, rust_log: Option<&str>) -> String {
     let rust_log = rust_log.filter(|value| !value.is_empty() && !config.log.level_is_from_flag);
     let base = rust_log.unwrap_or(match config.log.level {
-        LogLevel::Info => "info",
-        LogLevel::Debug => "info,litefs=debug,fuse=debug",
-        LogLevel::Trace => "info,litefs=trace,fuse=trace",
+        LogLevel::Info => "info,openraft=warn",
+        LogLevel::Debug => "info,litefs=debug,fuse=debug,consensus=debug,openraft=warn",
+        LogLevel::Trace => "info,litefs=trace,fuse=trace,consensus=trace",
     });
     let fuse = if config.fuse.debug {
         ",fuse=trace,fuser=debug"
@@ -87,11 +87,21 @@ mod tests {
             ..Overrides::default()
         };
         for (log, overrides, rust_log, want) in [
-            ("", &none, None, "info"),
-            ("", &none, Some(""), "info"),
-            ("debug: true", &none, None, "info,litefs=debug,fuse=debug"),
+            ("", &none, None, "info,openraft=warn"),
+            ("", &none, Some(""), "info,openraft=warn"),
+            (
+                "debug: true",
+                &none,
+                None,
+                "info,litefs=debug,fuse=debug,consensus=debug,openraft=warn",
+            ),
             ("debug: true", &none, Some("warn"), "warn"),
-            ("", &debug, Some("warn"), "info,litefs=debug,fuse=debug"),
+            (
+                "",
+                &debug,
+                Some("warn"),
+                "info,litefs=debug,fuse=debug,consensus=debug,openraft=warn",
+            ),
             ("", &fuse, Some("warn"), "warn,fuse=trace,fuser=debug"),
         ] {
             assert_eq!(directives(&config(log, overrides), rust_log), want);

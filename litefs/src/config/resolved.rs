@@ -341,7 +341,10 @@ impl Lease {
         }
         let peers = peers
             .iter()
-            .map(|peer| peer.parse::<NodeUrl>().map_err(|error| address("lease.peers", &error)))
+            .map(|peer| {
+                peer.parse::<NodeUrl>()
+                    .map_err(|error| address("lease.peers", &error))
+            })
             .collect::<Result<_, ConfigError>>()?;
         let election = Election {
             peers,

@@ -21,6 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::log::WalCursor;
 use super::paths::with_suffix;
 use super::shm::MappedShm;
 use super::{DbError, DbPaths, NodeContext, steps};
@@ -31,8 +32,9 @@ use crate::sqlite::wal::{
     ByteOrder, WAL_FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader,
     WalSalts, frame_offset,
 };
-use super::log::WalCursor;
-use crate::sqlite::wal_index::{self, Shm as _, READ_MARK_COUNT, READ_MARK_UNUSED, WalIndex, WalIndexHeader};
+use crate::sqlite::wal_index::{
+    self, READ_MARK_COUNT, READ_MARK_UNUSED, Shm as _, WalIndex, WalIndexHeader,
+};
 
 /// A WAL this long is checkpointed when readers allow, in frames; SQLite's own default.
 const CHECKPOINT_FRAMES: u32 = 1000;

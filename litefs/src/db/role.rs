@@ -25,8 +25,12 @@ use super::{Db, DbError, Inner, Stamp, steps};
 use crate::disk::crash_point;
 use crate::sqlite::locks::{LockRange, OfdLocks, db, shm};
 
-/// How long to wait between two tries for a lock that programs hold for microseconds.
-const POLL: Duration = Duration::from_micros(200);
+/// A program that writes without a pause leaves its lock free for microseconds only: one has to look without a pause.
+const TRIES: u32 = 1000;
+/// How long to wait between two rounds of tries.
+const POLL: Duration = Duration::from_micros(50);
+/// How long one round may take for a lock that is contended.
+const ROUND: Duration = Duration::from_millis(10);
 /// How long new readers of a rollback mode are kept out for those there are to leave, before they are let in again.
 const HOLD_READERS_OFF: Duration = Duration::from_millis(200);
 
@@ -41,6 +45,22 @@ enum Try {
 struct Opened {
     main: File,
     shm: Option<File>,
+}
+
+/// Takes a lock that programs hold most of the time, if it is free for a moment.
+fn seize(locks: &OfdLocks<'_>, range: LockRange) -> std::io::Result<bool> {
+    let until = Instant::now() + ROUND;
+    loop {
+        for _ in 0..TRIES {
+            if locks.try_write(range)? {
+                return Ok(true);
+            }
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        std::thread::sleep(POLL);
+    }
 }
 
 impl Db {
@@ -128,10 +148,12 @@ impl Db {
             let _ = main.unlock(db::SHARED);
         };
         let io = || DbError::io("lock", &self.paths.shm);
-        let wanted: [(&OfdLocks<'_>, LockRange, bool, &'static str); 4] = [
+        if !seize(&index, shm::WRITE).map_err(io())? {
+            return Ok(Try::Held("WRITE"));
+        }
+        let wanted: [(&OfdLocks<'_>, LockRange, bool, &'static str); 3] = [
             (&main, db::SHARED, false, "SHARED"),
             (&index, shm::DMS, false, "DMS"),
-            (&index, shm::WRITE, true, "WRITE"),
             (&index, shm::CKPT, true, "CKPT"),
         ];
         for (locks, range, exclusive, name) in wanted {
@@ -189,12 +211,13 @@ impl Db {
                 let _ = main.unlock(range);
             }
         };
+        if !seize(&main, db::RESERVED).map_err(io())? {
+            return Ok(Try::Held("RESERVED"));
+        }
         let until = Instant::now() + HOLD_READERS_OFF;
-        for (range, name) in [(db::RESERVED, "RESERVED"), (db::PENDING, "PENDING")] {
-            if !main.try_write(range).map_err(io())? {
-                give_back();
-                return Ok(Try::Held(name));
-            }
+        if !main.try_write(db::PENDING).map_err(io())? {
+            give_back();
+            return Ok(Try::Held("PENDING"));
         }
         while !main.try_write(db::SHARED).map_err(io())? {
             if Instant::now() >= until {
@@ -223,6 +246,12 @@ impl Db {
         else {
             return Ok(Try::Held("nothing"));
         };
+        let wal = with_suffix(&self.paths.mounted, "-wal");
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).create(true).truncate(false);
+        self.node
+            .in_mount(|| how.open(&wal))
+            .map_err(DbError::io("open", &wal))?;
         // What the database has after this is known before the lock of `Inner` is taken: who could write is kept out.
         let rolled_back = match with_wal {
             true => Rollback::None,

@@ -127,11 +127,7 @@ pub struct Server {
 impl Server {
     /// Makes the server of a node; nothing is bound yet.
     #[must_use]
-    pub fn new(
-        node: Arc<dyn NodeApi>,
-        sender: Arc<Sender>,
-        lender: Option<Arc<Sender>>,
-    ) -> Server {
+    pub fn new(node: Arc<dyn NodeApi>, sender: Arc<Sender>, lender: Option<Arc<Sender>>) -> Server {
         Server {
             node,
             sender,

@@ -108,9 +108,12 @@ impl HttpDial {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(failed)?;
         tune(&tcp);
-        timeout(self.step_timeout, upgrade(tcp, target, &host, port, self.is_takeover))
-            .await
-            .unwrap_or_else(|_| Err(failed(io::ErrorKind::TimedOut.into())))
+        timeout(
+            self.step_timeout,
+            upgrade(tcp, target, &host, port, self.is_takeover),
+        )
+        .await
+        .unwrap_or_else(|_| Err(failed(io::ErrorKind::TimedOut.into())))
     }
 }
 

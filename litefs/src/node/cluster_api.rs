@@ -108,7 +108,9 @@ impl ClusterApi for Cluster {
         let view = self.election.cluster.view();
         let is_newest = request.epoch >= *self.election.ports.seen_epoch.read();
         let members = view.voters.iter().chain(&view.learners);
-        let primary = members.into_iter().find(|(id, _)| show_id(**id) == request.node);
+        let primary = members
+            .into_iter()
+            .find(|(id, _)| show_id(**id) == request.node);
         if let Some((id, member)) = primary
             && is_newest
             && *id != self.election.node_id()
@@ -130,7 +132,8 @@ impl ClusterApi for Cluster {
                 .await
                 .map_err(|error| NodeError::Conflict {
                     what: format!("handoff: {error:#}"),
-                    remedy: "this node stays the primary; see GET /v1/cluster and try again".to_owned(),
+                    remedy: "this node stays the primary; see GET /v1/cluster and try again"
+                        .to_owned(),
                 })
         })
     }
@@ -144,16 +147,23 @@ impl ClusterApi for Cluster {
             }
             let conflict = |what: String| NodeError::Conflict {
                 what,
-                remedy: "see GET /v1/cluster; a node becomes a voter once it is level with the primary".to_owned(),
+                remedy:
+                    "see GET /v1/cluster; a node becomes a voter once it is level with the primary"
+                        .to_owned(),
             };
             let view = election.cluster.view();
             if !view.voters.contains_key(&election.node_id()) {
-                return Err(conflict("this node does not vote in its cluster".to_owned()));
+                return Err(conflict(
+                    "this node does not vote in its cluster".to_owned(),
+                ));
             }
             let Some((_, leader)) = view.leader else {
                 return Err(NodeError::NotReady("no primary is known".to_owned()));
             };
-            let handed = election.peers.handoff(&leader.url, election.node_id(), PROMOTE).await;
+            let handed = election
+                .peers
+                .handoff(&leader.url, election.node_id(), PROMOTE)
+                .await;
             handed.map_err(|error| conflict(format!("{error:#}")))?;
             let deadline = tokio::time::Instant::now() + PROMOTE;
             while !election.ports.node.is_primary() {

@@ -127,9 +127,14 @@ impl Elected {
         match tokio::time::timeout(LEAVE, election.hand_over(None)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
-                tracing::warn!(error = format!("{error:#}"), "nobody takes the role; the others will elect a primary");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "nobody takes the role; the others will elect a primary"
+                );
             }
-            Err(_) => tracing::warn!("handing the role over takes too long; the others will elect a primary"),
+            Err(_) => tracing::warn!(
+                "handing the role over takes too long; the others will elect a primary"
+            ),
         }
     }
 

@@ -137,7 +137,11 @@ impl Election {
         match self.try_take_over(epoch, view).await {
             Ok(true) => {
                 *self.last_failure.lock() = None;
-                tracing::info!(epoch, elapsed_ms = began.elapsed().as_millis(), "writes are open");
+                tracing::info!(
+                    epoch,
+                    elapsed_ms = began.elapsed().as_millis(),
+                    "writes are open"
+                );
                 self.announce(epoch, view);
             }
             Ok(false) => {}
@@ -262,12 +266,7 @@ impl Election {
     }
 
     /// Brings databases to where other nodes have them.
-    async fn fetch(
-        &self,
-        epoch: u64,
-        view: &View,
-        wanted: Vec<Wanted>,
-    ) -> anyhow::Result<()> {
+    async fn fetch(&self, epoch: u64, view: &View, wanted: Vec<Wanted>) -> anyhow::Result<()> {
         let mut by_node: BTreeMap<NodeId, HashMap<DbName, crate::ltx::Pos>> = BTreeMap::new();
         for w in wanted {
             tracing::info!(db = %w.db, from = show_id(w.from), pos = %w.pos, epoch, "fetching what is newer there");
@@ -312,7 +311,10 @@ impl Election {
         let level = async {
             while !is_level() {
                 let lease = self.lease().filter(|lease| lease.epoch == epoch);
-                anyhow::ensure!(lease.is_some(), "the lease ended while databases were fetched");
+                anyhow::ensure!(
+                    lease.is_some(),
+                    "the lease ended while databases were fetched"
+                );
                 tokio::select! {
                     _ = changes.recv() => {}
                     () = tokio::time::sleep(LOOK) => {}
@@ -337,10 +339,15 @@ impl Election {
         let request = self.request(epoch);
         let all = view.voters.iter().chain(&view.learners);
         for (id, member) in all.filter(|(id, _)| **id != self.node_id()) {
-            let (peers, request, url, id) = (self.peers.clone(), request.clone(), member.url.clone(), *id);
+            let (peers, request, url, id) =
+                (self.peers.clone(), request.clone(), member.url.clone(), *id);
             tokio::spawn(async move {
                 if let Err(error) = peers.opened(&url, &request).await {
-                    tracing::debug!(node = show_id(id), error = format!("{error:#}"), "tell of the new primary");
+                    tracing::debug!(
+                        node = show_id(id),
+                        error = format!("{error:#}"),
+                        "tell of the new primary"
+                    );
                 }
             });
         }
@@ -354,14 +361,20 @@ impl Election {
             let epoch = node.epoch.load(Ordering::Acquire);
             let is_over = || {
                 node.is_primary()
-                    && self.cluster.lease().is_none_or(|lease| lease.epoch != epoch)
+                    && self
+                        .cluster
+                        .lease()
+                        .is_none_or(|lease| lease.epoch != epoch)
                     || *self.ports.seen_epoch.read() > epoch && node.is_primary()
             };
             if is_over() || self.unfenced.load(Ordering::Acquire) && !node.is_primary() {
                 let left = self.roles.demote(Duration::from_millis(100));
                 if !left.is_empty() {
                     let names: Vec<&str> = left.iter().map(|db| db.name().as_str()).collect();
-                    tracing::error!(databases = names.join(", "), "programs are in write transactions of a tenure that is over; what they commit will be kept apart");
+                    tracing::error!(
+                        databases = names.join(", "),
+                        "programs are in write transactions of a tenure that is over; what they commit will be kept apart"
+                    );
                 }
                 self.unfenced.store(!left.is_empty(), Ordering::Release);
             }
@@ -391,7 +404,11 @@ impl Election {
         anyhow::ensure!(node.is_primary(), "this node is not the primary");
         let epoch = node.epoch.load(Ordering::Acquire);
         let to = self.choose(&view, to)?;
-        let member = view.voters.get(&to).context("the node is no voter")?.clone();
+        let member = view
+            .voters
+            .get(&to)
+            .context("the node is no voter")?
+            .clone();
         let began = Instant::now();
         node.is_draining.store(true, Ordering::Release);
         let drained = self.drain(to).await;
@@ -413,13 +430,19 @@ impl Election {
             tokio::task::spawn_blocking(move || this.roles.demote(HANDOFF_PATIENCE)).await?
         };
         self.unfenced.store(!left.is_empty(), Ordering::Release);
-        tracing::info!(to = member.hostname, elapsed_ms = began.elapsed().as_millis(), "handed the primary's role over");
+        tracing::info!(
+            to = member.hostname,
+            elapsed_ms = began.elapsed().as_millis(),
+            "handed the primary's role over"
+        );
         Ok(peer(to, &member))
     }
 
     /// Programs write again in a tenure that was not given away after all.
     fn take_back(&self, epoch: u64) {
-        if self.given_up.load(Ordering::Acquire) < epoch && self.lease().is_some_and(|l| l.epoch == epoch) {
+        if self.given_up.load(Ordering::Acquire) < epoch
+            && self.lease().is_some_and(|l| l.epoch == epoch)
+        {
             for db in self.ports.store.all() {
                 if let Err(error) = db.promote() {
                     tracing::error!(db = %db.name(), error = crate::store::chain(&error), "database stays read-only");
@@ -443,7 +466,11 @@ impl Election {
                 "node {} does not vote in this cluster",
                 show_id(to)
             );
-            anyhow::ensure!(connected.contains(&to), "node {} does not follow this one", show_id(to));
+            anyhow::ensure!(
+                connected.contains(&to),
+                "node {} does not follow this one",
+                show_id(to)
+            );
             return Ok(to);
         }
         let others = view.voters.iter().filter(|(id, _)| connected.contains(id));
@@ -473,7 +500,10 @@ impl Election {
             }
             loop {
                 let acked = self.replicas.acked(db.name());
-                if acked.iter().any(|(id, applied, ..)| *id == to && applied.pos == pos) {
+                if acked
+                    .iter()
+                    .any(|(id, applied, ..)| *id == to && applied.pos == pos)
+                {
                     break;
                 }
                 anyhow::ensure!(
@@ -491,7 +521,12 @@ impl Election {
 
 fn read_reply(id: NodeId, reply: &FenceReply) -> anyhow::Result<Report> {
     let node = parse_id(&reply.node)?;
-    anyhow::ensure!(node == id, "node {} answered for node {}", reply.node, show_id(id));
+    anyhow::ensure!(
+        node == id,
+        "node {} answered for node {}",
+        reply.node,
+        show_id(id)
+    );
     let databases = reply.databases.iter().map(|db| {
         let standing = takeover::Standing {
             pos: db.pos.parse()?,

@@ -36,12 +36,7 @@ impl Source for Lent {
         self.0.changes()
     }
 
-    fn read_after(
-        &self,
-        db: &DbName,
-        after: Pos,
-        max_bytes: usize,
-    ) -> Result<Fetch, SourceError> {
+    fn read_after(&self, db: &DbName, after: Pos, max_bytes: usize) -> Result<Fetch, SourceError> {
         self.0.read_after(db, after, max_bytes)
     }
 

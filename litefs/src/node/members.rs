@@ -73,7 +73,10 @@ impl Members {
             return Ok(());
         }
         let overviews = self.ask_all(&view).await;
-        let others: Vec<&Overview> = overviews.iter().filter_map(|(_, o)| o.as_ref().ok()).collect();
+        let others: Vec<&Overview> = overviews
+            .iter()
+            .filter_map(|(_, o)| o.as_ref().ok())
+            .collect();
         let ours = Sink::cluster_id(&*election.ports);
         if let Some(other) = others
             .iter()
@@ -87,7 +90,10 @@ impl Members {
                 ours.unwrap_or_default()
             );
         }
-        let newest = others.iter().filter(|o| o.primary.is_some()).max_by_key(|o| o.epoch);
+        let newest = others
+            .iter()
+            .filter(|o| o.primary.is_some())
+            .max_by_key(|o| o.epoch);
         if let Some(primary) = newest.and_then(|o| o.primary.as_ref())
             && primary.id != show_id(election.node_id())
         {
@@ -138,7 +144,10 @@ impl Members {
     /// Begins a cluster, if that is this node's to do.
     async fn begin(&self, overviews: &[(String, anyhow::Result<Overview>)]) -> anyhow::Result<()> {
         let election = &self.election;
-        let mut first = (self.database_count(), std::cmp::Reverse(show_id(election.node_id())));
+        let mut first = (
+            self.database_count(),
+            std::cmp::Reverse(show_id(election.node_id())),
+        );
         for (url, overview) in overviews {
             let overview = match overview {
                 Ok(overview) => overview,
@@ -183,7 +192,10 @@ impl Members {
         let asked: Vec<(NodeId, Member)> = {
             let mut asked = self.joining.asked.lock();
             asked.retain(|_, (_, at)| at.elapsed() < FORGET);
-            asked.iter().map(|(id, (member, _))| (*id, member.clone())).collect()
+            asked
+                .iter()
+                .map(|(id, (member, _))| (*id, member.clone()))
+                .collect()
         };
         let epoch = self.election.ports.node.epoch.load(Ordering::Acquire);
         for (id, member) in asked {
@@ -205,8 +217,16 @@ impl Members {
                 .iter()
                 .find(|(other, m)| m.url == member.url && **other != self.election.node_id())
                 .map(|(other, _)| *other);
-            tracing::info!(node = show_id(id), url = member.url, replaces = replaces.map(show_id), "taking a node in");
-            self.election.cluster.add_voter(id, member, replaces).await?;
+            tracing::info!(
+                node = show_id(id),
+                url = member.url,
+                replaces = replaces.map(show_id),
+                "taking a node in"
+            );
+            self.election
+                .cluster
+                .add_voter(id, member, replaces)
+                .await?;
         }
         Ok(())
     }
@@ -221,7 +241,9 @@ impl Members {
                 .iter()
                 .filter(|(id, m)| {
                     m.priority > election.me.priority
-                        && connected.iter().any(|r| r.is_connected && r.node_id == **id)
+                        && connected
+                            .iter()
+                            .any(|r| r.is_connected && r.node_id == **id)
                 })
                 .max_by_key(|(_, m)| m.priority)
                 .map(|(id, _)| *id)
@@ -233,7 +255,11 @@ impl Members {
                 if since.elapsed() >= PREFER_AFTER {
                     *preferred = None;
                     if let Err(error) = election.hand_over(Some(id)).await {
-                        tracing::warn!(to = show_id(id), error = format!("{error:#}"), "the preferred node does not take the role");
+                        tracing::warn!(
+                            to = show_id(id),
+                            error = format!("{error:#}"),
+                            "the preferred node does not take the role"
+                        );
                     }
                 }
             }
@@ -262,7 +288,10 @@ impl Members {
                 .handoff(&leader.url, election.node_id(), FORGET)
                 .await
             {
-                tracing::warn!(error = format!("{error:#}"), "lease.promote: the primary keeps its role");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "lease.promote: the primary keeps its role"
+                );
             }
         }
     }

@@ -351,11 +351,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
 }
 
 /// Waits for the node to be ready, runs the programs, and returns when it is time to stop.
-async fn supervise(
-    config: &Resolved,
-    signals: &mut Signals,
-    ports: &Ports,
-) -> anyhow::Result<i32> {
+async fn supervise(config: &Resolved, signals: &mut Signals, ports: &Ports) -> anyhow::Result<i32> {
     let mut ready = ports.ready.subscribe();
     if !config.skip_sync {
         loop {

@@ -93,7 +93,10 @@ async fn answer<T: DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let response = request.send().await.with_context(|| format!("ask {url}"))?;
     let status = response.status();
-    let bytes = response.bytes().await.with_context(|| format!("ask {url}"))?;
+    let bytes = response
+        .bytes()
+        .await
+        .with_context(|| format!("ask {url}"))?;
     if !status.is_success() {
         let text = String::from_utf8_lossy(&bytes);
         anyhow::bail!("{url} answered {status}: {}", text.trim());

@@ -1,8 +1,8 @@
 //! The store as replication sees it: what a primary sends and what a replica takes.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -81,7 +81,11 @@ impl Ports {
         let (accepted, is_accepting) = (self.accepted_epoch.clone(), self.is_accepting.clone());
         tokio::task::spawn_blocking(move || {
             if let Err(error) = accept_epoch(&store, &data_dir, &accepted, epoch) {
-                tracing::warn!(epoch, error = format!("{error:#}"), "note that this node is level");
+                tracing::warn!(
+                    epoch,
+                    error = format!("{error:#}"),
+                    "note that this node is level"
+                );
             }
             is_accepting.store(false, Ordering::Release);
         });

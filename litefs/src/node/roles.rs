@@ -86,10 +86,16 @@ impl Roles {
         }
         if was_primary {
             node.invalidate_name(".primary".as_ref());
-            tracing::info!(epoch = node.epoch.load(Ordering::Acquire), "this node is no longer the primary");
+            tracing::info!(
+                epoch = node.epoch.load(Ordering::Acquire),
+                "this node is no longer the primary"
+            );
         }
         if let Err(error) = self.say_replica() {
-            tracing::error!(error = format!("{error:#}"), "note that this node is a replica");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "note that this node is a replica"
+            );
         }
         left
     }

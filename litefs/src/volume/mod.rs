@@ -104,7 +104,11 @@ impl LiteVolume {
             | Op::Write { path, .. }
             | Op::Fsync { path } => self.is_primary_at(path),
             Op::Rename { from, to, .. } => {
-                let all = self.store.below(from).into_iter().chain(self.store.below(to));
+                let all = self
+                    .store
+                    .below(from)
+                    .into_iter()
+                    .chain(self.store.below(to));
                 let is_ours = |db: Arc<Db>| db.is_primary() || db.published().page_count == 0;
                 self.is_primary_at(from) && self.is_primary_at(to) && all.into_iter().all(is_ours)
             }

@@ -180,6 +180,14 @@ fn so_it_is_without_passthrough() {
     survives_kills(&options, "wal");
 }
 
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Hands the role around while programs on all nodes write whenever their node lets them.
 fn survives_handoffs(mode: &str) {
     let dir = tempfile::tempdir().unwrap();
@@ -199,13 +207,15 @@ fn survives_handoffs(mode: &str) {
                 }
             });
         }
+        // Also when something below fails.
+        let stop = StopOnDrop(&stop);
         for round in 0..6 {
             let before = written.load(Ordering::Acquire);
             wait_for("writes", || written.load(Ordering::Acquire) > before + 20);
             let primary = cluster.primary();
             cluster.promote(cluster.others(primary)[round % 2]);
         }
-        stop.store(true, Ordering::Release);
+        drop(stop);
         // Who waits for its node's turn gets one.
         for node in 0..cluster.nodes.len() {
             if cluster.primary() != node {
@@ -281,6 +291,8 @@ fn what_a_paused_primary_wrote_meanwhile_is_kept_apart() {
     let mut cluster = Cluster::start(dir.path(), 3, &Options::default());
     let primary = cluster.primary();
     let db = create(&cluster.nodes[primary], "a.db", "wal");
+    // A sync would wait for the daemon.
+    db.pragma_update(None, "synchronous", "normal").unwrap();
     db.execute("INSERT INTO t(v) VALUES('both')", []).unwrap();
     cluster.wait_until_level("a.db");
     let pid = i32::try_from(cluster.nodes[primary].pid()).unwrap();

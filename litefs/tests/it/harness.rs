@@ -11,6 +11,9 @@ use rusqlite::types::ValueRef;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a node has to answer a request.
+const ANSWER: Duration = Duration::from_secs(15);
+
 /// Waits for something to become true, looking every few milliseconds.
 pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -144,8 +147,9 @@ impl Node {
     /// What the node answers to a request, as text; nothing if there is no answer.
     pub(crate) fn ask(&self, method: &str, path: &str) -> Option<String> {
         use std::io::{Read, Write};
-        let mut tcp = std::net::TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        tcp.set_read_timeout(Some(PATIENCE)).ok()?;
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], self.port));
+        let mut tcp = std::net::TcpStream::connect_timeout(&address, ANSWER).ok()?;
+        tcp.set_read_timeout(Some(ANSWER)).ok()?;
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         );
