@@ -266,7 +266,7 @@ impl Dial for Tcp {
 struct Acks(mpsc::Sender<Instant>);
 
 impl AckListener for Acks {
-    fn acked(&self, _: u64, _: &DbName, _: Applied) {
+    fn acked(&self, _: u64, _: u64, _: &DbName, _: Applied) {
         let _ = self.0.send(Instant::now());
     }
 }

@@ -51,8 +51,8 @@ where
 fn directives(config: &Resolved, rust_log: Option<&str>) -> String {
     let rust_log = rust_log.filter(|value| !value.is_empty() && !config.log.level_is_from_flag);
     let base = rust_log.unwrap_or(match config.log.level {
-        LogLevel::Info => "info,openraft=warn",
-        LogLevel::Debug => "info,litefs=debug,fuse=debug,consensus=debug,openraft=warn",
+        LogLevel::Info => "info,openraft=error",
+        LogLevel::Debug => "info,litefs=debug,fuse=debug,consensus=debug,openraft=error",
         LogLevel::Trace => "info,litefs=trace,fuse=trace,consensus=trace",
     });
     let fuse = if config.fuse.debug {
@@ -87,20 +87,20 @@ mod tests {
             ..Overrides::default()
         };
         for (log, overrides, rust_log, want) in [
-            ("", &none, None, "info,openraft=warn"),
-            ("", &none, Some(""), "info,openraft=warn"),
+            ("", &none, None, "info,openraft=error"),
+            ("", &none, Some(""), "info,openraft=error"),
             (
                 "debug: true",
                 &none,
                 None,
-                "info,litefs=debug,fuse=debug,consensus=debug,openraft=warn",
+                "info,litefs=debug,fuse=debug,consensus=debug,openraft=error",
             ),
             ("debug: true", &none, Some("warn"), "warn"),
             (
                 "",
                 &debug,
                 Some("warn"),
-                "info,litefs=debug,fuse=debug,consensus=debug,openraft=warn",
+                "info,litefs=debug,fuse=debug,consensus=debug,openraft=error",
             ),
             ("", &fuse, Some("warn"), "warn,fuse=trace,fuser=debug"),
         ] {

@@ -22,6 +22,7 @@ pub(crate) struct File {
     pub(crate) fuse: Option<Fuse>,
     pub(crate) http: Option<Http>,
     pub(crate) lease: Option<Lease>,
+    pub(crate) durability: Option<String>,
     pub(crate) log: Option<Log>,
     pub(crate) proxy: Option<Proxy>,
     pub(crate) backup: Option<Backup>,

@@ -67,6 +67,7 @@ pub const KEYS: &[Key] = &[
     key("lease.consul.key", Ignored),
     key("lease.consul.ttl", Ignored),
     key("lease.consul.lock-delay", Ignored),
+    key("durability", Ours),
     key("log.format", Full),
     key("log.timestamp", Full),
     key("log.debug", Full),

@@ -1,6 +1,7 @@
 //! The configuration as the code uses it: typed, defaulted, checked.
 
 use super::{ConfigError, DatabaseFilter, ListenAddr, NodeUrl, Overrides, file};
+use consensus::Durability;
 use std::ffi::OsString;
 use std::num::NonZeroU16;
 use std::path::{Component, Path, PathBuf};
@@ -40,6 +41,8 @@ pub struct Resolved {
     pub http: Http,
     /// Who is primary.
     pub lease: Lease,
+    /// When commits return, in a cluster that this node begins.
+    pub durability: Durability,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -209,7 +212,9 @@ impl Resolved {
         refuse_what_is_missing(&file)?;
         let data = Data::from_file(file.data.unwrap_or_default())?;
         let http = Http::from_file(file.http.unwrap_or_default(), data.retention)?;
+        let durability = durability(file.durability.as_deref(), file.lease.as_ref())?;
         let resolved = Self {
+            durability,
             exec: exec_commands(file.exec.unwrap_or_default(), overrides)?,
             exit_on_error: flag(file.exit_on_error, true),
             skip_sync: flag(file.skip_sync, false),
@@ -469,6 +474,26 @@ fn is_elected(lease_type: Option<&str>) -> Result<bool, ConfigError> {
         Some(other) => format!("`{other}` is not a type of lease"),
     };
     Err(ConfigError::setting("lease.type", problem, LEASE_REMEDY))
+}
+
+fn durability(text: Option<&str>, lease: Option<&file::Lease>) -> Result<Durability, ConfigError> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(Durability::Async);
+    };
+    let refuse = |problem: String, remedy| Err(ConfigError::setting("durability", problem, remedy));
+    let Some(durability) = crate::http::cluster::parse_durability(text) else {
+        let problem = format!("`{text}` is not a durability");
+        return refuse(problem, "write async or quorum");
+    };
+    let is_elected = lease.and_then(|lease| lease.r#type.as_deref()) == Some("raft");
+    if durability != Durability::Async && !is_elected {
+        let problem = format!("`{text}` needs nodes that vote");
+        return refuse(
+            problem,
+            "write `type: raft` under lease, or `durability: async`",
+        );
+    }
+    Ok(durability)
 }
 
 fn primary_unnamed() -> ConfigError {

@@ -58,7 +58,7 @@ impl Merged {
             .collect()
     }
 
-    fn borrowed(&self) -> BTreeMap<Pgno, &[u8]> {
+    pub(super) fn borrowed(&self) -> BTreeMap<Pgno, &[u8]> {
         self.pages
             .iter()
             .map(|(pgno, data)| (*pgno, data.as_slice()))
@@ -190,6 +190,7 @@ impl Db {
             self.keep_copy(inner.pos, at)?;
         }
         self.log.restart(&meta, older).map_err(self.log_error())?;
+        *self.durable.lock() = Pos::ZERO;
         let merged = Merged {
             page_size,
             page_count: 0,

@@ -28,7 +28,7 @@ impl Db {
     /// Disk or log; the commit must then be refused.
     pub fn capture_journal(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
-        if !self.is_primary() {
+        if !self.is_primary() || inner.in_doubt.is_some() {
             return Ok(());
         }
         self.capture_journal_locked(&mut inner)

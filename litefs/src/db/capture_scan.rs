@@ -41,7 +41,7 @@ impl Db {
         nobody_writes: Option<&dyn Fn() -> bool>,
     ) -> Result<Scanned, DbError> {
         let mut inner = self.lock();
-        if inner.replica_wal.is_some() || !self.is_primary() {
+        if inner.replica_wal.is_some() || !self.is_primary() || inner.in_doubt.is_some() {
             return Ok(Scanned::Clean);
         }
         if inner.trouble.is_some() {
@@ -130,6 +130,7 @@ impl Db {
         if !self.is_primary() {
             return Ok(());
         }
+        self.check_not_in_doubt(&inner)?;
         match std::fs::metadata(&self.paths.main) {
             Ok(m) if inner.stamp == Some(Stamp::from(&m)) && !inner.is_replaced => Ok(()),
             Ok(_) => self.capture_view(&mut inner, false),
@@ -154,7 +155,7 @@ impl Db {
 
     fn wal_is_in_file(&self) -> Result<bool, DbError> {
         let mut inner = self.lock();
-        if !self.is_primary() {
+        if !self.is_primary() || inner.in_doubt.is_some() {
             return Ok(true);
         }
         self.capture_wal_locked(&mut inner)?;

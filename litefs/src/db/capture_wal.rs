@@ -31,7 +31,7 @@ const FEW_FRAMES: u32 = 16;
 
 /// What ends a look at the WAL.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// Something was captured, and there may be more.
     More,
     /// Nothing more is committed.
@@ -45,8 +45,8 @@ impl Db {
     /// Disk or log; the reset must then be refused (INV-DB-2).
     pub fn capture_wal(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
-        if !self.is_primary() {
-            return Ok(()); // the frames are ours
+        if !self.is_primary() || inner.in_doubt.is_some() {
+            return Ok(()); // the frames are ours, or not what is logged
         }
         self.capture_wal_locked(&mut inner)
     }
@@ -198,6 +198,11 @@ impl Db {
             },
         };
         let last = match extent {
+            Extent::Index(index)
+                if index.mx_frame < start.frame_no && inner.unseen == Some(start.frame_no) =>
+            {
+                return Ok(Step::Done); // its program is about to publish it
+            }
             Extent::Index(index) if index.mx_frame < start.frame_no => {
                 // Frames that we published are gone from the index: nobody ever saw them here. Say what is so.
                 let mx_frame = index.mx_frame;
@@ -212,6 +217,7 @@ impl Db {
         let Some(index) = last else {
             return self.read_range(inner, wal, &header, start, None);
         };
+        inner.unseen = None;
         if index.mx_frame == start.frame_no {
             if inner.cursor.is_none() {
                 inner.cursor = Some(start);
@@ -476,7 +482,7 @@ impl Db {
         Ok(Step::More)
     }
 
-    fn commit_frames(
+    pub(super) fn commit_frames(
         &self,
         inner: &mut Inner,
         frames: &[u8],
@@ -585,29 +591,29 @@ enum Extent {
 
 /// A commit found among frames.
 #[derive(Debug, Clone, Copy)]
-struct Commit {
+pub(super) struct Commit {
     /// Frames up to and with it, from the start of the range.
     frame_count: usize,
     /// Commits up to and with it.
     tx_count: u64,
     page_count: u32,
-    cursor: WalCursor,
+    pub(super) cursor: WalCursor,
 }
 
 /// Walks frames, keeping the page number of each and the last commit.
-struct Scan<'a> {
+pub(super) struct Scan<'a> {
     header: &'a WalHeader,
     start: WalCursor,
     /// `None`: the frames' own checksums say where the WAL ends.
     last: Option<u32>,
     running: WalChecksum,
-    pgnos: Vec<Pgno>,
+    pub(super) pgnos: Vec<Pgno>,
     tx_count: u64,
-    commit: Option<Commit>,
+    pub(super) commit: Option<Commit>,
 }
 
 impl<'a> Scan<'a> {
-    fn new(header: &'a WalHeader, start: WalCursor, last: Option<u32>) -> Scan<'a> {
+    pub(super) fn new(header: &'a WalHeader, start: WalCursor, last: Option<u32>) -> Scan<'a> {
         let running = WalChecksum(start.checksum1, start.checksum2);
         Scan {
             header,
@@ -621,7 +627,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Takes the frames that follow those seen; false at the first that does not count.
-    fn take(&mut self, frames: &[u8], frame_len: usize) -> bool {
+    pub(super) fn take(&mut self, frames: &[u8], frame_len: usize) -> bool {
         for frame in frames.chunks_exact(frame_len) {
             let Some(head) = frame.first_chunk().and_then(WalFrameHeader::decode) else {
                 return false;

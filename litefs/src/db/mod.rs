@@ -27,6 +27,7 @@ mod capture_wal;
 mod commit;
 mod drop;
 mod error;
+mod held;
 mod history;
 pub mod log;
 pub mod page_checksums;
@@ -80,6 +81,12 @@ pub mod steps {
         FOLD_PAGE = "recover.fold:page",
         FOLD_CUT = "recover.fold:cut",
         FOLD_REMOVE = "recover.fold:remove",
+    }
+}
+
+/// Names of moments at which a database changes hands, which happens only where the primary is elected.
+pub mod role_steps {
+    crate::disk::steps! {
         FENCE_LOCKED = "role.fence:locked",
         FENCE_CAPTURED = "role.fence:captured",
         PROMOTE = "role.promote",
@@ -106,8 +113,20 @@ use log::{Log, WalCursor};
 use page_checksums::PageChecksums;
 use replica_wal::ReplicaWal;
 
+/// Says when commits may be acknowledged to the programs that make them.
+pub trait CommitGate: Send + Sync {
+    /// Whether commits of a database wait. Does not block.
+    fn waits(&self, db: &DbName) -> bool;
+    /// Waits until other nodes have `pos` as durably as was promised. Returns whether they do; if not, it is not known
+    /// whether they will.
+    fn wait(&self, db: &Db, pos: Pos) -> bool;
+}
+
 /// What all databases of a node share.
 pub struct NodeContext {
+    /// Who says when a commit may be acknowledged, if anybody does.
+    pub gate: std::sync::OnceLock<Arc<dyn CommitGate>>,
+
     /// File operations that a crash could interrupt.
     pub disk: Arc<dyn Disk>,
     /// The directory that the mount shows.
@@ -160,6 +179,15 @@ impl NodeContext {
     #[must_use]
     pub fn is_primary(&self) -> bool {
         self.is_primary.load(Ordering::Acquire)
+    }
+
+    /// Returns who says when commits of a database may be acknowledged, if they wait.
+    #[must_use]
+    pub fn gate_of(&self, db: &DbName) -> Option<&dyn CommitGate> {
+        self.gate
+            .get()
+            .map(AsRef::as_ref)
+            .filter(|gate| gate.waits(db))
     }
 
     /// Returns whether programs may make new databases here.
@@ -302,6 +330,10 @@ struct Inner {
     trouble: Option<String>,
     /// Another file took its place, and has not been compared: the mark of it is on the disk.
     is_replaced: bool,
+    /// The last frame of a commit that is captured and that the wal-index does not show yet.
+    unseen: Option<u32>,
+    /// Where the database was before a commit that is logged and not in the files (INV-HELD-1).
+    in_doubt: Option<Pos>,
 }
 
 /// Returns the kernel's number of this thread, as FUSE requests carry it.

@@ -180,6 +180,8 @@ impl Db {
                 frames: Vec::new(),
                 trouble: None,
                 is_replaced: false,
+                unseen: None,
+                in_doubt: None,
             }),
             published: Mutex::new(Published::default()),
             gate: Mutex::new(Gate::default()),

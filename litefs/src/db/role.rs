@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use super::paths::with_suffix;
 use super::recover::Rollback;
 use super::replica_wal::ReplicaWal;
-use super::{Db, DbError, Inner, Stamp, steps};
+use super::{Db, DbError, Inner, Stamp, role_steps as steps};
 use crate::disk::crash_point;
 use crate::sqlite::locks::{LockRange, OfdLocks, db, shm};
 
@@ -189,12 +189,17 @@ impl Db {
         };
         let mut wal = ReplicaWal::adopt(&self.node, &self.paths, files.main, shm)?;
         let mut inner = self.lock();
-        self.capture_wal_to(&mut inner, wal.index_header())?;
-        self.capture_all(&mut inner, true)?;
-        let (Some(page_size), page_count) = (inner.page_size, inner.page_count) else {
+        let doubtful = self.doubtful(&inner)?;
+        if doubtful.is_none() {
+            self.capture_wal_to(&mut inner, wal.index_header())?;
+            self.capture_all(&mut inner, true)?;
+        }
+        let Some(page_size) = inner.page_size else {
             return Ok(Try::Held("nothing"));
         };
+        let page_count = self.pages_in_file(&inner, doubtful.is_some());
         wal.take_over(&self.paths, page_size, page_count)?;
+        self.put_in(&mut wal, doubtful)?;
         self.become_replica(&mut inner, wal);
         Ok(Try::Fenced)
     }
@@ -271,21 +276,27 @@ impl Db {
                 return Ok(Try::Held("wal-index"));
             }
         }
-        let (page_size, page_count) = {
+        let (page_size, page_count, doubtful) = {
             let mut inner = self.lock();
-            if with_wal {
+            let doubtful = self.doubtful(&inner)?;
+            let captures = doubtful.is_none();
+            if with_wal && captures {
                 self.capture_wal_by_frames(&mut inner)?;
             }
-            self.capture_all(&mut inner, with_wal)?;
+            if captures {
+                self.capture_all(&mut inner, with_wal)?;
+            }
             if with_wal {
                 self.fold_into_file()?;
             }
-            (inner.page_size, inner.page_count)
+            let page_count = self.pages_in_file(&inner, !captures);
+            (inner.page_size, page_count, doubtful)
         };
         let Some(page_size) = page_size else {
             return Ok(Try::Held("nothing"));
         };
-        let wal = ReplicaWal::anew(&self.node, &self.paths, main, shm, page_size, page_count)?;
+        let mut wal = ReplicaWal::anew(&self.node, &self.paths, main, shm, page_size, page_count)?;
+        self.put_in(&mut wal, doubtful)?;
         let mut inner = self.lock();
         self.become_replica(&mut inner, wal);
         Ok(Try::Fenced)
@@ -305,11 +316,35 @@ impl Db {
         Ok(())
     }
 
+    /// Returns how many pages readers find without what is in doubt.
+    fn pages_in_file(&self, inner: &Inner, is_in_doubt: bool) -> u32 {
+        let page_size = inner.page_size.map_or(1, |size| u64::from(size.get()));
+        match std::fs::metadata(&self.paths.main) {
+            Ok(m) if is_in_doubt => u32::try_from(m.len() / page_size).unwrap_or(u32::MAX),
+            _ => inner.page_count,
+        }
+    }
+
+    /// Makes visible what is in doubt: the log has it, and whoever takes over decides.
+    fn put_in(
+        &self,
+        wal: &mut ReplicaWal,
+        doubtful: Option<super::apply::Merged>,
+    ) -> Result<(), DbError> {
+        let Some(merged) = doubtful else {
+            return Ok(());
+        };
+        wal.append(&self.paths, &merged.borrowed(), merged.page_count)
+            .map(drop)
+    }
+
     fn become_replica(&self, inner: &mut Inner, wal: ReplicaWal) {
         Self::forget_wal(inner);
         inner.cursor = None;
         inner.index_change = None;
         inner.stamp = None;
+        inner.unseen = None;
+        inner.in_doubt = None;
         inner.replica_wal = Some(wal);
         let mut gate = self.gate.lock();
         self.is_primary.store(false, Ordering::Release);

@@ -661,6 +661,8 @@ impl PageCopyWriter {
         inner.page_size = Some(self.page_size);
         inner.page_count = page_count;
         inner.pos = target;
+        // Of another history, maybe, and longer.
+        *db.durable.lock() = Pos::ZERO;
         db.publish(&inner, timestamp_ms);
         let _ = std::fs::remove_file(&path);
         Ok(target)

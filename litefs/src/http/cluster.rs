@@ -8,6 +8,8 @@
 //! | `POST /v1/cluster/join` | take me in, or learn my new address |
 //! | `POST /v1/cluster/remove?node=` | take a node out |
 //! | `POST /v1/cluster/opened` | the primary: writes are open, follow me |
+//! | `POST /v1/cluster/accepted` | to the primary: I have, on disk, all that your tenure began with |
+//! | `POST /v1/cluster/durability?value=&db=` | when commits return: `async` or `quorum`; of one database, or of all |
 //! | `POST /handoff?node=` | give the primary's role to another node |
 //! | `POST /promote` | take the primary's role |
 
@@ -19,6 +21,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use consensus::Durability;
 use serde::{Deserialize, Serialize};
 
 use super::error::NodeError;
@@ -147,6 +150,10 @@ pub trait ClusterApi: Send + Sync + 'static {
     fn remove(&self, node: u64) -> Answering<'_, ()>;
     /// Hears that a primary takes writes now.
     fn opened(&self, request: FenceRequest);
+    /// Hears that a node has all that a tenure began with.
+    fn accepted(&self, request: FenceRequest);
+    /// Sets when commits return, of one database or of all that have no setting of their own.
+    fn set_durability(&self, db: Option<String>, value: Option<Durability>) -> Answering<'_, ()>;
     /// Gives the primary's role to a node, or to the one that suits best.
     fn handoff(&self, to: Option<u64>) -> Answering<'_, Peer>;
     /// Takes the primary's role.
@@ -164,6 +171,8 @@ pub fn router(node: Node) -> Router {
         .route("/v1/cluster/join", post(join))
         .route("/v1/cluster/remove", post(remove))
         .route("/v1/cluster/opened", post(opened))
+        .route("/v1/cluster/accepted", post(accepted))
+        .route("/v1/cluster/durability", post(durability))
         .route("/handoff", post(handoff))
         .route("/promote", post(promote))
         .layer(DefaultBodyLimit::max(MAX_RAFT_LEN))
@@ -230,6 +239,48 @@ async fn remove(
 
 async fn opened(State(node): State<Node>, Json(request): Json<FenceRequest>) {
     node.opened(request);
+}
+
+async fn accepted(State(node): State<Node>, Json(request): Json<FenceRequest>) {
+    node.accepted(request);
+}
+
+#[derive(Deserialize)]
+struct DurabilityQuery {
+    value: Option<String>,
+    db: Option<String>,
+}
+
+/// Reads a durability as `litefs.yml` and the API have it.
+#[must_use]
+pub fn parse_durability(text: &str) -> Option<Durability> {
+    match text {
+        "async" => Some(Durability::Async),
+        "quorum" => Some(Durability::Quorum),
+        _ => None,
+    }
+}
+
+async fn durability(
+    State(node): State<Node>,
+    Query(query): Query<DurabilityQuery>,
+) -> Result<Json<serde_json::Value>, NodeError> {
+    let db = query.db.filter(|db| !db.is_empty());
+    if let Some(db) = &db {
+        db.parse::<crate::replication::DbName>()?;
+    }
+    let value = match query.value.as_deref() {
+        None | Some("") => return Err(NodeError::MissingParameter("value")),
+        Some("default") if db.is_some() => None,
+        Some(text) => Some(parse_durability(text).ok_or_else(|| NodeError::Conflict {
+            what: format!("{text:?} is not a durability"),
+            remedy: "choose async or quorum, or default for a single database".to_owned(),
+        })?),
+    };
+    node.set_durability(db.clone(), value).await?;
+    Ok(Json(
+        serde_json::json!({ "db": db, "durability": query.value }),
+    ))
 }
 
 async fn handoff(

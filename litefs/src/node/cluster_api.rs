@@ -11,7 +11,7 @@ use super::members::Joining;
 use crate::http::NodeError;
 use crate::http::cluster::{
     Answering, ClusterApi, FenceReply, FenceRequest, JoinReply, JoinRequest, Overview, Peer,
-    show_id,
+    parse_id, show_id,
 };
 use crate::replication::Sink;
 
@@ -118,6 +118,29 @@ impl ClusterApi for Cluster {
         {
             self.election.follow_now(&member.url);
         }
+    }
+
+    fn accepted(&self, request: FenceRequest) {
+        if let Ok(id) = parse_id(&request.node)
+            && self.check(&request.cluster_id).is_ok()
+        {
+            self.election.quorum.accepted(id, request.epoch);
+        }
+    }
+
+    fn set_durability(
+        &self,
+        db: Option<String>,
+        value: Option<consensus::Durability>,
+    ) -> Answering<'_, ()> {
+        Box::pin(async move {
+            let set = consensus::Command::SetDurability { db, value };
+            let done = self.election.cluster.propose(set).await;
+            done.map_err(|error| NodeError::Conflict {
+                what: crate::store::chain(&error),
+                remedy: "ask the primary".to_owned(),
+            })
+        })
     }
 
     fn handoff(&self, to: Option<u64>) -> Answering<'_, Peer> {

@@ -14,6 +14,7 @@ use super::data_dir::DataDir;
 use super::election::Election;
 use super::members::{Joining, Members};
 use super::peers::Peers;
+use super::quorum::Quorum;
 use super::roles::Roles;
 use crate::config::{Resolved, Role};
 use crate::http::cluster::ClusterApi;
@@ -68,6 +69,9 @@ impl Elected {
             transport: Arc::new(peers.clone()),
         });
         let cluster = cluster.await.context("open the files of the election")?;
+        let quorum = Quorum::new(ports.node.clone(), cluster.clone());
+        replicas.set_listener(quorum.clone());
+        let _ = ports.node.gate.set(quorum.clone());
         Ok(Elected {
             election: Arc::new(Election {
                 cluster,
@@ -76,11 +80,13 @@ impl Elected {
                 ports,
                 peers,
                 replicas,
+                quorum,
                 target,
                 given_up: AtomicU64::new(0),
                 unfenced: AtomicBool::new(false),
                 handing_over: tokio::sync::Mutex::new(()),
                 last_failure: Mutex::new(None),
+                doubtful: Mutex::default(),
             }),
             joining: Arc::default(),
             config: config.clone(),
@@ -107,11 +113,13 @@ impl Elected {
             .name("lease".into())
             .spawn(move || election.guard(&stopped))?;
         tokio::spawn(self.election.clone().run());
+        tokio::spawn(self.election.clone().tell_accepted());
         let members = Members {
             election: self.election.clone(),
             peers: self.config.lease.election.peers.clone(),
             is_candidate: self.is_candidate(),
             joining: self.joining.clone(),
+            durability: self.config.durability,
             wants_role: self.config.lease.election.promote && self.is_candidate(),
         };
         tokio::spawn(members.run());

@@ -27,8 +27,10 @@ use tokio::sync::watch;
 use super::lender::Borrowing;
 use super::peers::Peers;
 use super::ports::Ports;
+use super::quorum::Quorum;
 use super::roles::Roles;
 use super::takeover::{self, Report, Wanted};
+use crate::db::{Db, DbError};
 use crate::http::HttpDial;
 use crate::http::cluster::{FenceReply, FenceRequest, Peer, show_id};
 use crate::http::cluster::{Standing as StandingText, parse_id};
@@ -58,6 +60,7 @@ pub(super) struct Election {
     pub(super) ports: Arc<Ports>,
     pub(super) peers: Peers,
     pub(super) replicas: Arc<Replicas>,
+    pub(super) quorum: Arc<Quorum>,
     /// Whom the receiver follows.
     pub(super) target: watch::Sender<Option<String>>,
     /// Epoch of which this node has given the role away, or is about to.
@@ -66,6 +69,8 @@ pub(super) struct Election {
     pub(super) unfenced: AtomicBool,
     pub(super) handing_over: tokio::sync::Mutex<()>,
     pub(super) last_failure: Mutex<Option<String>>,
+    /// Databases with a commit in doubt, and where that leaves them.
+    pub(super) doubtful: Mutex<Vec<(Arc<Db>, crate::ltx::Pos)>>,
 }
 
 impl Election {
@@ -104,6 +109,71 @@ impl Election {
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
+    }
+
+    /// Tells the primary of each tenure that this node has accepted it. Runs until the process ends.
+    pub(super) async fn tell_accepted(self: Arc<Self>) {
+        let mut accepted = self.ports.acceptance.subscribe();
+        while accepted.changed().await.is_ok() {
+            loop {
+                let epoch = *accepted.borrow_and_update();
+                let view = self.cluster.view();
+                if view.epoch > epoch || epoch == 0 {
+                    break;
+                }
+                if let Some((_, leader)) = view.leader
+                    && self
+                        .peers
+                        .accepted(&leader.url, &self.request(epoch))
+                        .await
+                        .is_ok()
+                {
+                    break;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Sees to commits that did not get their quorum in time. Blocks.
+    fn settle_doubts(&self) {
+        for db in self.ports.store.all() {
+            if !db.is_primary() || !db.is_in_doubt() {
+                continue;
+            }
+            let pos = db.pos();
+            match db.fence(Duration::from_millis(100)) {
+                Ok(()) => {
+                    tracing::warn!(db = %db.name(), %pos, "a commit is in doubt; the database is read-only until a quorum has it")
+                }
+                Err(DbError::Locked { .. }) => continue,
+                Err(error) => {
+                    tracing::error!(db = %db.name(), error = crate::store::chain(&error), "keep a commit in doubt, will try again");
+                    continue;
+                }
+            }
+            self.doubtful.lock().push((db, pos));
+        }
+        let epoch = self.ports.node.epoch.load(Ordering::Acquire);
+        self.doubtful.lock().retain(|(db, pos)| {
+            if !self.is_primary_in(epoch) || db.pos() != *pos {
+                return false; // another tenure decided
+            }
+            if self.lease().is_none() || !self.quorum.has_by_now(db, *pos) {
+                return true;
+            }
+            match db.promote() {
+                Ok(()) => {
+                    self.roles.watcher.written_at(&db.paths().relative);
+                    tracing::warn!(db = %db.name(), %pos, "the commit that was in doubt took place");
+                    false
+                }
+                Err(error) => {
+                    tracing::error!(db = %db.name(), error = crate::store::chain(&error), "database stays read-only");
+                    true
+                }
+            }
+        });
     }
 
     fn follow(&self, view: &View) {
@@ -378,6 +448,9 @@ impl Election {
                 }
                 self.unfenced.store(!left.is_empty(), Ordering::Release);
             }
+            if node.is_primary() {
+                self.settle_doubts();
+            }
             let until = self.cluster.lease().map(|lease| lease.until);
             let wait = match until {
                 Some(until) if node.is_primary() => until
@@ -403,7 +476,15 @@ impl Election {
         let node = self.ports.node.clone();
         anyhow::ensure!(node.is_primary(), "this node is not the primary");
         let epoch = node.epoch.load(Ordering::Acquire);
-        let to = self.choose(&view, to)?;
+        // Who was primary or followed another a moment ago may be on its way here.
+        let deadline = Instant::now() + FENCE_PATIENCE;
+        let to = loop {
+            match self.choose(&view, to) {
+                Ok(to) => break to,
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => tokio::time::sleep(10 * POLL).await,
+            }
+        };
         let member = view
             .voters
             .get(&to)

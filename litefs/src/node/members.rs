@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use consensus::{Member, NodeId, View};
+use consensus::{Command, Durability, Member, NodeId, View};
 use parking_lot::Mutex;
 
 use super::election::{Election, peer};
@@ -37,6 +37,8 @@ pub(super) struct Members {
     pub(super) is_candidate: bool,
     pub(super) joining: Arc<Joining>,
     pub(super) wants_role: bool,
+    /// What a cluster that this node begins starts with.
+    pub(super) durability: Durability,
 }
 
 impl Members {
@@ -180,7 +182,15 @@ impl Members {
             }
         };
         tracing::info!(cluster = id, "beginning a cluster");
-        Ok(election.cluster.initialize(id).await?)
+        election.cluster.initialize(id).await?;
+        if self.durability != Durability::Async {
+            let set = Command::SetDurability {
+                db: None,
+                value: Some(self.durability),
+            };
+            election.cluster.propose(set).await?;
+        }
+        Ok(())
     }
 
     fn database_count(&self) -> u64 {

@@ -12,6 +12,7 @@ mod lender;
 mod members;
 mod peers;
 mod ports;
+mod quorum;
 mod roles;
 mod takeover;
 
@@ -191,6 +192,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         followed_epoch: AtomicU64::new(0),
         accepted_epoch: Arc::new(AtomicU64::new(data_dir.accepted_epoch())),
         is_accepting: Arc::default(),
+        acceptance: watch::Sender::new(0),
         data_dir: data_dir.clone(),
         filter: config.lease.databases.clone(),
         paused: Mutex::default(),
@@ -482,6 +484,7 @@ fn make_context(
     log_options.retention_age = config.data.retention.unwrap_or(Duration::MAX);
     log_options.retention_bytes = config.data.retention_size_bytes.unwrap_or(u64::MAX);
     Ok(Arc::new(NodeContext {
+        gate: std::sync::OnceLock::new(),
         disk: Arc::new(RealDisk),
         files: data_dir.files(),
         metas: data_dir.metas(),

@@ -55,7 +55,15 @@ impl Peers {
     }
 
     pub(super) async fn opened(&self, url: &str, request: &FenceRequest) -> anyhow::Result<()> {
-        let url = format!("{}/v1/cluster/opened", base(url));
+        self.tell(url, "/v1/cluster/opened", request).await
+    }
+
+    pub(super) async fn accepted(&self, url: &str, request: &FenceRequest) -> anyhow::Result<()> {
+        self.tell(url, "/v1/cluster/accepted", request).await
+    }
+
+    async fn tell(&self, url: &str, path: &str, request: &FenceRequest) -> anyhow::Result<()> {
+        let url = format!("{}{path}", base(url));
         let request = self.http.post(&url).timeout(ASK).json(request);
         request.send().await?.error_for_status()?;
         Ok(())

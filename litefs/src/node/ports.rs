@@ -35,6 +35,8 @@ pub(super) struct Ports {
     /// Newest tenure of which this node has, on disk, all that its primary began with.
     pub(super) accepted_epoch: Arc<AtomicU64>,
     pub(super) is_accepting: Arc<AtomicBool>,
+    /// Tells of each tenure that is accepted.
+    pub(super) acceptance: watch::Sender<u64>,
     /// Databases to follow.
     pub(super) filter: DatabaseFilter,
     /// Page copies that were broken off.
@@ -79,13 +81,14 @@ impl Ports {
         }
         let (store, data_dir) = (self.store.clone(), self.data_dir.clone());
         let (accepted, is_accepting) = (self.accepted_epoch.clone(), self.is_accepting.clone());
+        let acceptance = self.acceptance.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = accept_epoch(&store, &data_dir, &accepted, epoch) {
-                tracing::warn!(
-                    epoch,
-                    error = format!("{error:#}"),
-                    "note that this node is level"
-                );
+            match accept_epoch(&store, &data_dir, &accepted, epoch) {
+                Ok(()) => drop(acceptance.send_replace(epoch)),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(epoch, error, "note that this node is level");
+                }
             }
             is_accepting.store(false, Ordering::Release);
         });
@@ -234,6 +237,10 @@ impl Source for Ports {
             reader,
             first_pass: true,
         }))
+    }
+
+    fn wants_durable_acks(&self, db: &DbName) -> bool {
+        self.node.gate_of(db).is_some()
     }
 
     fn now_ms(&self) -> i64 {

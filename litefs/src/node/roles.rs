@@ -71,18 +71,26 @@ impl Roles {
         let was_primary = node.is_primary.swap(false, Ordering::AcqRel);
         let deadline = Instant::now() + patience;
         let mut left: Vec<Arc<Db>> = self.ports.store.all();
+        let mut failed: Vec<(Arc<Db>, DbError)> = Vec::new();
         loop {
+            failed.clear();
             left.retain(|db| match db.fence(FENCE_TRY) {
                 Ok(()) => false,
                 Err(DbError::Locked { .. }) => true,
                 Err(error) => {
-                    tracing::error!(db = %db.name(), error = chain(&error), "cannot take a database from its writers, will try again");
+                    failed.push((db.clone(), error));
                     true
                 }
             });
             if left.is_empty() || Instant::now() >= deadline {
                 break;
             }
+            if !failed.is_empty() {
+                std::thread::sleep(FENCE_TRY);
+            }
+        }
+        for (db, error) in failed {
+            tracing::error!(db = %db.name(), error = chain(&error), "cannot take a database from its writers, will try again");
         }
         if was_primary {
             node.invalidate_name(".primary".as_ref());

@@ -19,8 +19,8 @@ const MAX_DEPARTED: usize = 256;
 
 /// Told of every ack, on the task that reads it: for commits that wait for a quorum. Must not block.
 pub trait AckListener: Send + Sync + 'static {
-    /// A replica reports where its copy is.
-    fn acked(&self, node_id: u64, db: &DbName, applied: Applied);
+    /// A replica reports where its copy is, over a stream of this tenure.
+    fn acked(&self, node_id: u64, epoch: u64, db: &DbName, applied: Applied);
 }
 
 /// All replicas of this node.
@@ -212,14 +212,14 @@ impl Registration {
         self.with(|entry| entry.heard_at = now);
     }
 
-    pub(crate) fn acked(&self, db: &DbName, applied: Applied) {
+    pub(crate) fn acked(&self, epoch: u64, db: &DbName, applied: Applied) {
         self.with(|entry| {
             let slot = entry.dbs.entry(db.clone()).or_default();
             slot.acked = applied;
             slot.stalled = None;
         });
         if let Some(listener) = self.replicas.listener.get() {
-            listener.acked(self.node_id, db, applied);
+            listener.acked(self.node_id, epoch, db, applied);
         }
     }
 
@@ -290,7 +290,7 @@ mod tests {
         let place = replicas.enter(7, 1, "a", SILENCE, Instant::now()).unwrap();
         place.stalled(&db, "disk full".to_owned());
         assert!(replicas.list()[0].dbs[&db].stalled.is_some());
-        place.acked(&db, Applied::default());
+        place.acked(1, &db, Applied::default());
         assert_eq!(replicas.list()[0].dbs[&db], ReplicaDb::default());
         assert_eq!(replicas.acked(&db).len(), 1);
     }

@@ -208,6 +208,7 @@ impl Sender {
         };
         let done = writer.spawn(greeting.hello.node_id)?;
         let inbound = Inbound {
+            epoch: greeting.epoch,
             reader,
             names,
             registration,
@@ -325,6 +326,7 @@ fn out_of_place(message: &Message, why: &str) -> FrameError {
 
 /// The reading half: keeps the registry, and hands the rest to the writing thread.
 struct Inbound<R> {
+    epoch: u64,
     reader: FrameReader<R>,
     names: Arc<Mutex<Vec<DbName>>>,
     registration: Arc<Registration>,
@@ -341,7 +343,7 @@ impl<R: tokio::io::AsyncRead + Unpin> Inbound<R> {
                 Message::Alive => continue,
                 Message::Ack { applied, .. } => {
                     let db = self.name(stream, message.kind())?;
-                    self.registration.acked(&db, *applied);
+                    self.registration.acked(self.epoch, &db, *applied);
                 }
                 Message::Stalled { why } => {
                     let db = self.name(stream, message.kind())?;

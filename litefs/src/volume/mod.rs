@@ -153,10 +153,67 @@ impl LiteVolume {
             Role::Wal(main) => self.has_main(&main),
             _ => self.store.at(path).is_some() || may_become_database(&self.node.files.join(path)),
         };
-        match self.node.is_candidate && !self.node.shm_is_shared() && is_database() {
+        let is_held = || match Role::of(path) {
+            Role::Wal(main) => main
+                .to_str()
+                .and_then(|name| name.parse().ok())
+                .is_some_and(|name| self.node.gate_of(&name).is_some()),
+            _ => false,
+        };
+        match self.node.is_candidate && (is_held() || !self.node.shm_is_shared() && is_database()) {
             true => Serve::Direct,
             false => Serve::Passthrough,
         }
+    }
+
+    /// Holds a write to a WAL that completes a commit until the commit may be acknowledged.
+    fn before_wal_write(
+        &self,
+        main: &Path,
+        wal: &File,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Errno> {
+        let Some(db) = self.owner(main) else {
+            return Ok(());
+        };
+        if self.node.gate_of(db.name()).is_none() {
+            return Ok(());
+        }
+        let held = db
+            .hold_commit(wal, offset, data)
+            .map_err(|e| refuse(&db, "hold a commit", &e))?;
+        match held {
+            Some(before) => self.wait_for_others(&db, before),
+            None => Ok(()),
+        }
+    }
+
+    /// Captures the transaction of a journal that is about to end, and waits until the commit may be acknowledged.
+    fn commit_journal(&self, db: &Db) -> Result<(), Errno> {
+        let before = db.pos();
+        db.capture_journal()
+            .map_err(|e| refuse(db, "capture journal", &e))?;
+        match db.pos() == before {
+            true => Ok(()),
+            false => self.wait_for_others(db, before),
+        }
+    }
+
+    fn wait_for_others(&self, db: &Db, before: crate::ltx::Pos) -> Result<(), Errno> {
+        let Some(gate) = self.node.gate_of(db.name()) else {
+            return Ok(());
+        };
+        let pos = db.pos();
+        if gate.wait(db, pos) {
+            return Ok(());
+        }
+        db.leave_in_doubt(before);
+        tracing::error!(
+            db = %db.name(), %pos,
+            "no quorum has this commit in time: the program gets an I/O error, and whether it took place is for the cluster to say"
+        );
+        Err(Errno::EIO)
     }
 
     /// Returns the database whose position is shown at a path. On a primary it is that of its last commit: who asks after
@@ -183,6 +240,9 @@ impl LiteVolume {
     /// Where the kernel cannot serve a replica's database and WAL from their backing files, it is to keep nothing of
     /// them: they change under it, and it may drop the length that it is told while a request of its own is under way.
     fn serve_on_replica(&self, path: &Path) -> Serve {
+        if self.node.is_candidate {
+            return self.serve_in_any_role(path);
+        }
         let main = match Role::of(path) {
             Role::Main => path.to_owned(),
             Role::Wal(main) => main,
@@ -241,6 +301,7 @@ impl LiteVolume {
                     self.node.survivors.journal_made(path, caller.pid);
                 }
                 if let Role::Wal(main) | Role::Journal(main) = Role::of(path)
+                    && !self.is_own(caller)
                     && self.has_main(&main)
                 {
                     let db = self.become_database(&main)?;
@@ -257,6 +318,16 @@ impl LiteVolume {
             }
             Op::Write {
                 path,
+                file,
+                offset,
+                data,
+            } if matches!(Role::of(path), Role::Wal(_)) => {
+                if let Role::Wal(main) = Role::of(path) {
+                    self.before_wal_write(&main, file, *offset, data)?;
+                }
+            }
+            Op::Write {
+                path,
                 offset: 0,
                 data,
                 ..
@@ -265,8 +336,7 @@ impl LiteVolume {
                     && journal::is_zeroed_header(&data[..journal::JOURNAL_HEADER_LEN])
                     && let Some(db) = self.owner(&main)
                 {
-                    db.capture_journal()
-                        .map_err(|e| refuse(&db, "capture journal", &e))?;
+                    self.commit_journal(&db)?;
                 }
             }
             Op::Rename { from, to, exchange } => self.before_rename(from, to, *exchange)?,
@@ -307,8 +377,7 @@ impl LiteVolume {
             }
             Role::Journal(main) if size == 0 => {
                 if let Some(db) = self.owner(&main) {
-                    db.capture_journal()
-                        .map_err(|e| refuse(&db, "capture journal", &e))?;
+                    self.commit_journal(&db)?;
                 }
             }
             Role::Shm(main)
@@ -425,8 +494,7 @@ impl LiteVolume {
             }
             Role::Journal(main) => {
                 if let Some(db) = self.owner(&main) {
-                    db.capture_journal()
-                        .map_err(|e| refuse(&db, "capture journal", &e))?;
+                    self.commit_journal(&db)?;
                 }
             }
             Role::Shm(_) => {}

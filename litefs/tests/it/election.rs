@@ -298,6 +298,16 @@ fn what_a_paused_primary_wrote_meanwhile_is_kept_apart() {
     let pid = i32::try_from(cluster.nodes[primary].pid()).unwrap();
     // SAFETY: the child is ours and not yet waited for.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
+    wait_for("the daemon to stop", || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let mut states =
+            tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+        states.all(|stat| {
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
+    });
     db.execute("INSERT INTO t(v) VALUES('lost')", []).unwrap();
     let others = cluster.others(primary);
     let mut next = None;
@@ -363,4 +373,79 @@ fn one_node_alone_is_a_cluster() {
         cluster.nodes[0].launch();
     }
     assert_eq!(count(&cluster.nodes[0].open("a.db")), 2);
+}
+
+/// Everything is killed at once, again and again; what a program was told is there afterwards.
+#[test]
+fn a_commit_of_a_quorum_survives_the_primary() {
+    if cannot_mount() {
+        return;
+    }
+    for mode in ["wal", "delete"] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            keys: "durability: quorum\n".into(),
+            ..Options::default()
+        };
+        let mut cluster = Cluster::start(dir.path(), 3, &options);
+        let mut primary = cluster.primary();
+        drop(create(&cluster.nodes[primary], "a.db", mode));
+        let mut rows = 0;
+        for _ in 0..4 {
+            let db = cluster.nodes[primary].open("a.db");
+            let until = Instant::now() + Duration::from_millis(300);
+            while Instant::now() < until {
+                db.execute("INSERT INTO t(v) VALUES(1)", []).unwrap();
+                rows += 1;
+            }
+            cluster.nodes[primary].kill();
+            drop(db);
+            let next = cluster.primary();
+            let db = cluster.nodes[next].open("a.db");
+            assert_eq!(count(&db), rows, "{mode}: rows that were acknowledged");
+            drop(db);
+            cluster.nodes[primary].launch();
+            primary = next;
+        }
+        cluster.assert_same("a.db");
+    }
+}
+
+/// Without a majority a commit is refused, and takes place everywhere or nowhere once there is one again.
+#[test]
+fn a_commit_without_a_quorum_is_in_doubt_until_there_is_one() {
+    if cannot_mount() {
+        return;
+    }
+    for mode in ["wal", "delete"] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            keys: "durability: quorum\n".into(),
+            ..Options::default()
+        };
+        let mut cluster = Cluster::start(dir.path(), 3, &options);
+        let primary = cluster.primary();
+        let db = create(&cluster.nodes[primary], "a.db", mode);
+        db.execute("INSERT INTO t(v) VALUES('both')", []).unwrap();
+        cluster.wait_until_level("a.db");
+        for other in cluster.others(primary) {
+            cluster.nodes[other].kill();
+        }
+        let refused = db.execute("INSERT INTO t(v) VALUES('doubt')", []);
+        assert!(refused.is_err(), "{mode}: a commit without a quorum");
+        for other in cluster.others(primary) {
+            cluster.nodes[other].launch();
+        }
+        cluster.wait_until_level("a.db");
+        let other = cluster.nodes[cluster.primary()].open("a.db");
+        other
+            .execute("INSERT INTO t(v) VALUES('after')", [])
+            .unwrap();
+        cluster.assert_same("a.db");
+        let rows = count(&other);
+        assert!((2..=3).contains(&rows), "{mode}: {rows} rows");
+        wait_for("the program's own connection to agree", || {
+            count(&db) == rows
+        });
+    }
 }

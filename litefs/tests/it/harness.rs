@@ -254,7 +254,7 @@ impl Node {
             &format!("node at {} to be ready", self.dir.display()),
             || {
                 let log = self.log();
-                assert!(!log.contains("Error"), "{log}");
+                assert!(!log.lines().any(|line| line.starts_with("Error")), "{log}");
                 log.contains(": ready ")
             },
         );

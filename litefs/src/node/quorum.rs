@@ -1,0 +1,145 @@
+//! Commits that return once a majority of the voters has them on disk.
+//!
+//! What holds:
+//! - INV-QUORUM-1: an acknowledgement counts only if it was given in the primary's own tenure, for bytes on disk, by a voter
+//!   that had all this tenure began with (INV-TAKEOVER-1 rests on it);
+//! - INV-QUORUM-2: this node counts as one once its own log is on disk.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use consensus::{Cluster, Durability, NodeId, View};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
+
+use crate::db::{CommitGate, Db, NodeContext};
+use crate::ltx::{Pos, Txid};
+use crate::replication::replicas::AckListener;
+use crate::replication::{Applied, DbName};
+
+/// How long a program waits for its commit. It cannot be interrupted meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a commit that waits looks whether this node is still the primary.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Who has what.
+#[derive(Debug, Default)]
+struct Acks {
+    /// Tenure of which the rest is.
+    epoch: u64,
+    /// Voters that had all that this tenure began with.
+    accepted: BTreeSet<NodeId>,
+    durable: HashMap<DbName, HashMap<NodeId, Txid>>,
+}
+
+impl Acks {
+    fn of(&mut self, epoch: u64) -> Option<&mut Acks> {
+        if epoch > self.epoch {
+            *self = Acks {
+                epoch,
+                ..Acks::default()
+            };
+        }
+        (epoch == self.epoch).then_some(self)
+    }
+}
+
+/// Makes commits wait for a majority.
+pub(super) struct Quorum {
+    node: Arc<NodeContext>,
+    cluster: Cluster,
+    view: watch::Receiver<View>,
+    acks: Mutex<Acks>,
+    changed: Condvar,
+}
+
+impl Quorum {
+    pub(super) fn new(node: Arc<NodeContext>, cluster: Cluster) -> Arc<Quorum> {
+        Arc::new(Quorum {
+            node,
+            view: cluster.watch(),
+            cluster,
+            acks: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Learns that a node has all that a tenure began with.
+    pub(super) fn accepted(&self, node: NodeId, epoch: u64) {
+        if let Some(acks) = self.acks.lock().of(epoch) {
+            acks.accepted.insert(node);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Returns whether a majority has a position; `here` whether this node is one of those.
+    fn has(&self, acks: &Acks, db: &DbName, pos: Pos, here: bool) -> bool {
+        let mut nodes: BTreeSet<NodeId> = acks
+            .durable
+            .get(db)
+            .into_iter()
+            .flatten()
+            .filter(|(node, txid)| **txid >= pos.txid && acks.accepted.contains(node))
+            .map(|(node, _)| *node)
+            .collect();
+        if here {
+            nodes.insert(self.node.node_id);
+        }
+        self.view.borrow().is_quorum(&nodes)
+    }
+
+    /// Returns whether a majority has what is in doubt by now.
+    pub(super) fn has_by_now(&self, db: &Db, pos: Pos) -> bool {
+        db.sync_log().is_ok() && self.has(&self.acks.lock(), db.name(), pos, true)
+    }
+}
+
+impl AckListener for Quorum {
+    fn acked(&self, node_id: u64, epoch: u64, db: &DbName, applied: Applied) {
+        {
+            let mut acks = self.acks.lock();
+            let Some(acks) = acks.of(epoch) else {
+                return;
+            };
+            let of_db = acks.durable.entry(db.clone()).or_default();
+            of_db.insert(node_id, applied.durable.txid);
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl CommitGate for Quorum {
+    fn waits(&self, db: &DbName) -> bool {
+        let view = self.view.borrow();
+        matches!(view.state.durability_of(db.as_str()), Durability::Quorum)
+    }
+
+    fn wait(&self, db: &Db, pos: Pos) -> bool {
+        let epoch = self.node.epoch.load(Ordering::Acquire);
+        let deadline = Instant::now() + PATIENCE;
+        // The others have it on its way already.
+        let here = match db.sync_log() {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(db = %db.name(), error = crate::store::chain(&error), "this node does not count for a commit");
+                false
+            }
+        };
+        let mut acks = self.acks.lock();
+        loop {
+            if acks.epoch <= epoch && self.has(&acks, db.name(), pos, here) {
+                return true;
+            }
+            let holds = self
+                .cluster
+                .lease()
+                .is_some_and(|lease| lease.epoch == epoch);
+            if !holds || Instant::now() >= deadline {
+                return false;
+            }
+            self.changed.wait_for(&mut acks, LOOK);
+        }
+    }
+}
