@@ -37,7 +37,7 @@ bench: setup
 	@scripts/bench
 
 conformance: setup
-	cargo build --release -p litefs
+	cargo build --release -p litefs --bin litefs --example rebuild
 	@scripts/conformance
 	@scripts/conformance --user-space
 	@scripts/conformance-programs

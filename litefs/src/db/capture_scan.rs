@@ -139,6 +139,26 @@ impl Db {
         }
     }
 
+    /// Captures everything committed in the WAL when a checkpoint has copied it into the file, before it may be reset.
+    ///
+    /// What a commit wrote whose frames nobody can tell from others is found in the file then, which has all of it.
+    ///
+    /// # Errors
+    /// Disk or log; the checkpoint must then fail (INV-DB-2).
+    pub fn capture_at_checkpoint(&self) -> Result<(), DbError> {
+        let mut inner = self.lock();
+        self.capture_wal_locked(&mut inner)?;
+        if !self.has_unsigned_frames(&inner)? {
+            return Ok(());
+        }
+        let Some(view) = View::open(&self.paths, false)? else {
+            return Ok(());
+        };
+        let seen = self.prepare_view(&inner, &view)?;
+        let cursor = inner.cursor;
+        self.commit_seen(&mut inner, &view, seen, cursor)
+    }
+
     /// Captures the WAL for good, before it is removed or emptied; if all of it is in the database file, which SQLite sees
     /// to, that is known to be captured. If not, the database becomes what the file is, which is compared then.
     ///
@@ -171,6 +191,9 @@ impl Db {
         if stamp.size != len {
             return Ok(false);
         }
+        if self.wal_went_back(&inner, &view)? {
+            return Ok(false);
+        }
         let mut page = vec![0; view.page_size.len()];
         for pgno in view.wal_pages().filter(|p| p.get() <= inner.page_count) {
             view.page_in_file(pgno, &mut page).map_err(io())?;
@@ -180,6 +203,23 @@ impl Db {
         }
         inner.stamp = Some(stamp);
         Ok(true)
+    }
+
+    /// Says whether frames were captured that do not count any more: the WAL was written by something other than SQLite.
+    fn wal_went_back(&self, inner: &Inner, view: &View) -> Result<bool, DbError> {
+        let Some(captured) = inner.cursor else {
+            return Ok(false);
+        };
+        Ok(match view.wal_end {
+            Some((header, end)) => {
+                (header.salts.0, header.salts.1) == (captured.salt1, captured.salt2)
+                    && end.frame_no < captured.frame_no
+            }
+            None => {
+                captured.frame_no > 0
+                    && std::fs::metadata(&self.paths.wal).is_ok_and(|m| m.len() > 0)
+            }
+        })
     }
 
     /// Captures the difference between all pages as readers see them and what was captured.

@@ -95,6 +95,28 @@ impl Db {
             }
     }
 
+    /// Returns whether the WAL goes on with frames that do not say whether they count, where nothing but the frames is
+    /// believed.
+    pub(super) fn has_unsigned_frames(&self, inner: &Inner) -> Result<bool, DbError> {
+        let (Some(wal), Some(cursor), Some(page_size)) =
+            (&inner.wal, inner.cursor, inner.page_size)
+        else {
+            return Ok(false);
+        };
+        if self.trusts_index() {
+            return Ok(false);
+        }
+        let mut head = [0; FRAME_HEADER_LEN];
+        let n = read_full(wal, &mut head, frame_offset(page_size, cursor.frame_no + 1))
+            .map_err(DbError::io("read", &self.paths.wal))?;
+        Ok(n == head.len() && WalFrameHeader::decode(&head).is_some_and(|h| is_unsigned(&h)))
+    }
+
+    /// Returns whether the wal-index in the backing file is the one that programs go by.
+    fn trusts_index(&self) -> bool {
+        self.node.shm_is_shared() && self.is_index_open()
+    }
+
     /// Counts a program in that has the wal-index open.
     pub fn index_opened(&self) {
         self.index_users.fetch_add(1, Ordering::AcqRel);
@@ -114,7 +136,7 @@ impl Db {
     }
 
     pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
-        let trust_index = self.node.shm_is_shared() && self.index_users.load(Ordering::Acquire) > 0;
+        let trust_index = self.trusts_index();
         while self.capture_wal_step(inner, trust_index)? == Step::More {}
         Ok(())
     }
@@ -632,10 +654,11 @@ impl<'a> Scan<'a> {
             let Some(head) = frame.first_chunk().and_then(WalFrameHeader::decode) else {
                 return false;
             };
-            if head.salts != self.header.salts {
+            let is_covered = self.last.is_some(); // by the wal-index
+            if head.salts != self.header.salts && !(is_covered && is_unsigned(&head)) {
                 return false;
             }
-            if self.last.is_none() {
+            if !is_covered {
                 let order = self.header.order;
                 self.running = self
                     .running
@@ -665,6 +688,13 @@ impl<'a> Scan<'a> {
         }
         true
     }
+}
+
+/// Says whether a frame has neither salts nor checksum. So SQLite writes what follows a frame that it has overwritten, until
+/// the commit; and 3.40, for one, leaves it so where a savepoint was rolled back in between. Readers see such a commit by the
+/// wal-index, and lose it with that.
+fn is_unsigned(head: &WalFrameHeader) -> bool {
+    (head.salts.0, head.salts.1) == (0, 0) && (head.checksum.0, head.checksum.1) == (0, 0)
 }
 
 /// Reads as much as there is, up to the length of `buf`.

@@ -358,8 +358,11 @@ impl LiteVolume {
             Role::Main => {
                 if let Some(db) = self.store.at(path) {
                     // The checkpoint hook.
-                    db.capture_wal()
-                        .map_err(|e| refuse(&db, "capture before checkpoint", &e))?;
+                    let captured = match size {
+                        0 => db.capture_wal(),
+                        _ => db.capture_at_checkpoint(),
+                    };
+                    captured.map_err(|e| refuse(&db, "capture before checkpoint", &e))?;
                     if size == 0 {
                         db.mark_replaced()
                             .map_err(|e| refuse(&db, "note before it is emptied", &e))?;
