@@ -20,7 +20,9 @@ use openraft::type_config::TypeConfigExt;
 use tokio::sync::watch;
 
 use crate::member::NodeId;
+use crate::mutation::mutated;
 use crate::raft::{Metrics, TypeConfig, term_of};
+use crate::runtime;
 
 /// The right to act as the leader of an epoch, until a moment of the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +48,7 @@ impl Leases {
     pub(crate) fn new(node_id: NodeId, lease: Duration) -> Leases {
         Leases {
             node_id,
-            lease,
+            lease: if mutated!(LeaseTooLong) { lease * 3 / 2 } else { lease },
             surrendered: watch::Sender::new(0),
             changes: AtomicU64::new(0),
         }
@@ -89,15 +91,18 @@ impl Leases {
     /// Returns the lease as of now.
     pub(crate) fn current(&self, metrics: &Metrics) -> Option<Lease> {
         let epoch = self.leading(metrics)?;
-        let now = tokio::time::Instant::now().into_std();
+        let now = runtime::now();
         // Nobody else can be elected while this node is the only voter. Another could as soon as it is one
         // too, which the metrics tell late.
         let is_alone = metrics.membership_config.voter_ids().eq([self.node_id])
-            && self.changes.load(Ordering::SeqCst) == 0;
+            && (self.changes.load(Ordering::SeqCst) == 0 || mutated!(AloneWhileGrowing));
         let until = if is_alone {
             now + self.lease
         } else {
-            let age = TypeConfig::now() - metrics.last_quorum_acked?.into_inner();
+            let mut age = TypeConfig::now() - metrics.last_quorum_acked?.into_inner();
+            if mutated!(LeaseFromAnswer) {
+                age = age.saturating_sub(Duration::from_millis(60));
+            }
             (now + self.lease).checked_sub(age)?
         };
         (now < until).then_some(Lease { epoch, until })

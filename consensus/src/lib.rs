@@ -26,9 +26,13 @@ mod error;
 mod lease;
 mod member;
 mod membership;
+mod mutation;
 mod network;
 mod promise;
 mod raft;
+mod runtime;
+#[cfg(test)]
+mod sim;
 mod state_machine;
 mod storage;
 mod timing;

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::type_config::TypeConfigExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -28,7 +29,7 @@ pub(crate) use store::LogStore;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::member::NodeId;
-use crate::raft::{SnapshotData, SnapshotMeta, Vote, term_of};
+use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig, Vote, term_of};
 use log::LogImage;
 
 const VOTE_MAGIC: &[u8; 8] = b"litefsrv";
@@ -153,7 +154,7 @@ impl Dir {
                 is_new
             });
             let closed = closing.wait_for(|closing| *closing);
-            if tokio::time::timeout(RETRY_AFTER, closed).await.is_ok() {
+            if TypeConfig::timeout(RETRY_AFTER, closed).await.is_ok() {
                 return Err(e);
             }
         }
