@@ -322,7 +322,13 @@ impl Cluster {
     /// What is not for this node of this cluster is refused in the answer, and changes nothing.
     pub async fn handle(&self, request: Bytes) -> Bytes {
         let result = match wire::decode_request(&request) {
-            Ok(request) => self.answer(request).await,
+            Ok(request) => {
+                // A request whose answer nobody waits for any more is still done, like one that came late.
+                let patience = self.inner.timing.election_max * 2;
+                let answer = TypeConfig::timeout(patience, self.answer(request)).await;
+                let node_id = self.inner.node_id;
+                answer.unwrap_or(Err(Refusal::Busy { node_id }))
+            }
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = &result {
@@ -539,7 +545,10 @@ impl ViewFeed {
         loop {
             let view = self.view();
             let voters = view.voters.iter().map(|(id, m)| (*id, (m.clone(), true)));
-            let learners = view.learners.iter().map(|(id, m)| (*id, (m.clone(), false)));
+            let learners = view
+                .learners
+                .iter()
+                .map(|(id, m)| (*id, (m.clone(), false)));
             *self.members.write() = voters.chain(learners).collect();
             let has_stopped = view.stopped.is_some();
             sender.send_if_modified(|last| {

@@ -314,7 +314,12 @@ impl Cluster {
         }
         // Not `elect(false)`: that votes for itself even within the lease of another (openraft's `do_elect`).
         let ask_first = !mutated!(ElectWithoutAsking);
-        inner.raft.trigger().elect(ask_first).await.map_err(stopped)?;
+        inner
+            .raft
+            .trigger()
+            .elect(ask_first)
+            .await
+            .map_err(stopped)?;
         let waited = inner.timing.election_min * 2;
         let won = self.wait_until(|view| view.is_leader);
         match TypeConfig::timeout(waited, won).await {

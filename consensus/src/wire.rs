@@ -83,6 +83,8 @@ pub(crate) enum Refusal {
         "node {node_id} is a voter and has lost its raft log; start it under a new id and replace the old one"
     )]
     LostLog { node_id: NodeId },
+    #[error("node {node_id} does not get to it; is its disk stuck?")]
+    Busy { node_id: NodeId },
     #[error("node {node_id} has stopped: {why}")]
     Stopped { node_id: NodeId, why: String },
 }

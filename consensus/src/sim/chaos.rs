@@ -48,6 +48,8 @@ struct Chaos {
     proposal_no: u64,
     /// Machines to start or to continue, and when.
     due: Vec<(Duration, NodeId)>,
+    /// The second half of [`Chaos::switch_sides`], and when: leader, and the follower that changes sides.
+    switch: Option<(Duration, NodeId, NodeId)>,
 }
 
 /// Runs one seed.
@@ -61,6 +63,7 @@ pub(crate) fn run(seed: u64) -> Result<Report, Failure> {
             transfers: Arc::default(),
             proposal_no: 0,
             due: Vec::new(),
+            switch: None,
         };
         let result = chaos.live().await;
         result.map_err(|what| Failure {
@@ -73,7 +76,11 @@ pub(crate) fn run(seed: u64) -> Result<Report, Failure> {
 
 impl Chaos {
     async fn live(&mut self) -> Result<Report, String> {
-        let n = if self.rng.random_range(0..4) == 0 { 5 } else { 3 };
+        let n = if self.rng.random_range(0..4) == 0 {
+            5
+        } else {
+            3
+        };
         for id in 1..=n + 1 {
             // Two clocks differ by less than the margin that `Timing::validate` asks for.
             let ppm = self.rng.random_range(980_000..1_020_000);
@@ -110,8 +117,47 @@ impl Chaos {
                 let (_, id) = self.due.remove(i);
                 self.revive(id).await?;
             }
+            if let Some((_, leader, id)) = self.switch.take_if(|(at, ..)| *at <= now) {
+                self.switch_now(leader, id);
+            }
         }
         Ok(())
+    }
+
+    /// A leader keeps one follower only, the others wait until their promises have ended; then that follower
+    /// forgets or is urged, and hears the others only.
+    fn switch_sides(&mut self) {
+        let Some((leader, _)) = self.world.holders().first().copied() else {
+            return;
+        };
+        let id = self.any();
+        if id == leader || self.switch.is_some() {
+            return;
+        }
+        let ids = self.world.ids();
+        let rest: Vec<_> = ids
+            .into_iter()
+            .filter(|i| *i != id && *i != leader)
+            .collect();
+        self.world.note(format!("leader {leader} keeps {id}"));
+        self.world.net.heal();
+        self.world.net.part(&[leader], &rest);
+        let wait = Duration::from_millis(self.rng.random_range(560..900));
+        self.switch = Some((self.world.elapsed() + wait, leader, id));
+    }
+
+    fn switch_now(&mut self, leader: NodeId, id: NodeId) {
+        self.world.note(format!("{id} leaves {leader}"));
+        self.world.net.part(&[leader], &[id]);
+        if self.rng.random_range(0..3) == 0 {
+            if self.world.node(id).is_some() {
+                self.world
+                    .call(id, |c| async move { c.elect().await.is_ok() });
+            }
+        } else {
+            self.world.kill(id);
+            self.later(id, 1, 40);
+        }
     }
 
     fn check(&mut self) -> Result<(), String> {
@@ -133,7 +179,10 @@ impl Chaos {
         let disk = self.world.disk(id);
         disk.set_full(false);
         disk.set_faults(0, 0);
-        self.world.start(id).await.map_err(|e| format!("node {id} does not start: {e}"))
+        self.world
+            .start(id)
+            .await
+            .map_err(|e| format!("node {id} does not start: {e}"))
     }
 
     fn any(&mut self) -> NodeId {
@@ -159,9 +208,10 @@ impl Chaos {
         match self.rng.random_range(0..100) {
             0..12 => self.kill(),
             12..14 => self.kill_all(),
-            14..24 => self.pause(),
-            24..42 => self.cut(),
-            42..50 => self.heal(),
+            14..22 => self.pause(),
+            22..34 => self.cut(),
+            34..44 => self.heal(),
+            44..50 => self.switch_sides(),
             50..54 => self.slow_net(),
             54..60 => self.bad_disk(),
             60..68 => self.transfer(),
@@ -189,8 +239,13 @@ impl Chaos {
 
     fn pause(&mut self) {
         let id = self.victim();
-        self.world.note(format!("pause {id}"));
-        self.world.set_paused(id, true);
+        if self.rng.random_range(0..3) == 0 {
+            self.world.note(format!("suspend {id}"));
+            self.world.suspend(id);
+        } else {
+            self.world.note(format!("pause {id}"));
+            self.world.set_paused(id, true);
+        }
         self.later(id, 50, 2000);
     }
 
@@ -204,7 +259,8 @@ impl Chaos {
             }
         }
         let shape = self.rng.random_range(0..4);
-        self.world.note(format!("cut {some:?} {others:?} shape {shape}"));
+        self.world
+            .note(format!("cut {some:?} {others:?} shape {shape}"));
         match shape {
             0 => self.world.net.cut(&some, &others),
             1 => {
@@ -230,7 +286,9 @@ impl Chaos {
         let slowest = [1_000, 10_000, 45_000, 90_000][self.rng.random_range(0..4)];
         let lost = self.rng.random_range(0..25);
         let doubled = self.rng.random_range(0..25);
-        self.world.note(format!("network up to {slowest} us, lost {lost}%, doubled {doubled}%"));
+        self.world.note(format!(
+            "network up to {slowest} us, lost {lost}%, doubled {doubled}%"
+        ));
         self.world.net.set_faults(100..slowest, lost, doubled);
     }
 
@@ -268,7 +326,8 @@ impl Chaos {
         let id = self.any();
         if self.world.node(id).is_some() {
             self.world.note(format!("elect {id}"));
-            self.world.call(id, |c| async move { c.elect().await.is_ok() });
+            self.world
+                .call(id, |c| async move { c.elect().await.is_ok() });
         }
     }
 
@@ -293,7 +352,8 @@ impl Chaos {
     }
 
     fn propose(&mut self) {
-        let id = self.victim();
+        let holder = self.world.holders().first().map(|h| h.0);
+        let id = holder.unwrap_or_else(|| self.any());
         if self.world.node(id).is_none() {
             return;
         }
@@ -336,14 +396,21 @@ impl Chaos {
                     db: Some("last".to_owned()),
                     value: Some(Durability::Quorum),
                 };
-                let call = self.world.call(*id, |c| async move { c.propose(last).await.is_ok() });
+                let call = self
+                    .world
+                    .call(*id, |c| async move { c.propose(last).await.is_ok() });
                 if let Ok(Ok(true)) = tokio::time::timeout(Duration::from_secs(1), call).await {
                     self.acknowledged.lock().push("last".to_owned());
                     return self.check();
                 }
             }
             if self.world.elapsed() > end {
-                let views: Vec<_> = self.world.ids().iter().map(|id| self.world.view(*id)).collect();
+                let views: Vec<_> = self
+                    .world
+                    .ids()
+                    .iter()
+                    .map(|id| self.world.view(*id))
+                    .collect();
                 return Err(format!("no leader {HEAL:?} after all was well: {views:#?}"));
             }
         }

@@ -37,6 +37,8 @@ struct SimFile {
     bytes: Vec<u8>,
     /// What survives.
     durable: Vec<u8>,
+    /// Another file took its place, but maybe not on disk.
+    is_replaced: bool,
 }
 
 impl SimDisk {
@@ -71,15 +73,13 @@ impl SimDisk {
     pub(crate) fn crash(&self) {
         let inner = &mut *self.inner.lock();
         for file in inner.files.values_mut() {
-            let kept = if file.bytes.starts_with(&file.durable) {
-                inner.rng.random_range(file.durable.len()..=file.bytes.len())
-            } else {
-                0
-            };
-            if kept > 0 {
+            if !file.is_replaced {
+                let all = file.durable.len()..=file.bytes.len();
+                let kept = inner.rng.random_range(all);
                 file.durable = file.bytes[..kept].to_vec();
             }
             file.bytes = file.durable.clone();
+            file.is_replaced = false;
         }
         inner.files.retain(|_, file| !file.bytes.is_empty());
     }
@@ -100,7 +100,7 @@ impl SimDisk {
 
 impl Inner {
     fn one_in(&mut self, n: u32) -> bool {
-        n > 0 && self.rng.next_u32() % n == 0
+        n > 0 && self.rng.next_u32().is_multiple_of(n)
     }
 
     /// Does a write, or fails it before, in between or after.
@@ -142,6 +142,9 @@ impl Disk for SimDisk {
         let at = usize::try_from(offset).map_err(io::Error::other)?;
         self.inner.lock().change(path, |file| {
             file.bytes.truncate(at);
+            if !sync && file.durable.len() > at {
+                file.durable.truncate(at);
+            }
             file.bytes.extend_from_slice(bytes);
             if sync {
                 file.durable = file.bytes.clone();
@@ -153,6 +156,7 @@ impl Disk for SimDisk {
         let sync = !(mutants::is_on(Mutant::VoteNotSynced) && path.ends_with("vote"));
         self.inner.lock().change(path, |file| {
             file.bytes = bytes.to_vec();
+            file.is_replaced = !sync;
             if sync {
                 file.durable = file.bytes.clone();
             }

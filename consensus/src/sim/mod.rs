@@ -12,6 +12,7 @@ pub(crate) mod disk;
 pub(crate) mod invariants;
 pub(crate) mod mutants;
 pub(crate) mod net;
+mod plots;
 pub(crate) mod runtime;
 mod tests;
 pub(crate) mod watch;

@@ -11,7 +11,7 @@ pub(crate) enum Mutant {
     LogNotSynced,
     /// A voter that starts votes and campaigns at once (INV-LEASE-2).
     NoRestartWait,
-    /// A lease runs from when the answer came (INV-LEASE-1).
+    /// A lease runs from when the answer came, as if each took 60 ms (INV-LEASE-1).
     LeaseFromAnswer,
     /// A lease is as long as the promise and half as much again (INV-LEASE-1).
     LeaseTooLong,
@@ -23,6 +23,8 @@ pub(crate) enum Mutant {
     EmptyVotes,
     /// `elect` does not ask first, and so breaks this node's own promise.
     ElectWithoutAsking,
+    /// A lease is believed after the machine was suspended.
+    IgnoresSuspension,
     /// A lone leader counts on being alone while a voter is being added.
     AloneWhileGrowing,
 }

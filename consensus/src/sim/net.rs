@@ -31,6 +31,8 @@ struct Inner {
     delay_us: Range<u64>,
     lose_percent: u32,
     double_percent: u32,
+    /// Where messages for a node were last sent.
+    addresses: BTreeMap<NodeId, String>,
     /// What was delivered: a seed must lead to the same twice.
     trace: u64,
 }
@@ -51,6 +53,7 @@ impl Net {
                 delay_us: 100..1_000,
                 lose_percent: 0,
                 double_percent: 0,
+                addresses: BTreeMap::new(),
                 trace: 0,
             })),
         }
@@ -92,6 +95,11 @@ impl Net {
         inner.delay_us = delay_us;
         inner.lose_percent = lose_percent;
         inner.double_percent = double_percent;
+    }
+
+    /// Returns where a message for a node was last sent.
+    pub(crate) fn address(&self, to: NodeId) -> Option<String> {
+        self.inner.lock().addresses.get(&to).cloned()
     }
 
     /// Returns a number that stands for everything that was delivered, and when.
@@ -159,7 +167,9 @@ impl Net {
                     return;
                 };
                 tokio::time::sleep(delay).await;
-                if !net.is_cut(to, from) && let Some(answer) = answer {
+                if !net.is_cut(to, from)
+                    && let Some(answer) = answer
+                {
                     let _ = answer.send(bytes);
                 }
             });
@@ -175,7 +185,11 @@ impl Transport for Port {
         request: Bytes,
         timeout: Duration,
     ) -> BoxFuture<'_, io::Result<Bytes>> {
-        assert_eq!(member.url, url(to), "message for {to}");
+        self.net
+            .inner
+            .lock()
+            .addresses
+            .insert(to, member.url.clone());
         Box::pin(async move {
             let (sender, receiver) = oneshot::channel();
             // Outside of the node: what is on its way arrives even if the sender dies.

@@ -4,14 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use openraft::OptionalSend;
 use openraft::async_runtime::{AsyncRuntime, Instant};
-#[expect(deprecated, reason = "see crate::runtime")]
 use openraft::impls::TokioRuntime;
 use parking_lot::Mutex;
 use rand::SeedableRng;
@@ -30,6 +29,8 @@ pub(crate) struct Node {
     pub(crate) clock_ppm: u64,
     is_dead: AtomicBool,
     is_paused: AtomicBool,
+    /// How long its clock stood still, in nanoseconds.
+    suspended: AtomicU64,
     waiting: Mutex<Vec<Waker>>,
 }
 
@@ -39,6 +40,7 @@ impl Node {
             clock_ppm,
             is_dead: AtomicBool::new(false),
             is_paused: AtomicBool::new(false),
+            suspended: AtomicU64::new(0),
             waiting: Mutex::new(Vec::new()),
         })
     }
@@ -54,6 +56,11 @@ impl Node {
         if !paused {
             self.waiting.lock().drain(..).for_each(Waker::wake);
         }
+    }
+
+    /// Notes that its clock stood still.
+    pub(crate) fn suspended_for(&self, time: Duration) {
+        self.suspended.fetch_add(nanos(time), Ordering::Relaxed);
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -132,7 +139,14 @@ fn ppm() -> u64 {
 /// Returns the time by the clock of the node whose task this is.
 pub(crate) fn now() -> SimInstant {
     let since = tokio::time::Instant::now().saturating_duration_since(start());
+    let since = since.saturating_sub(suspended());
     SimInstant(EPOCH + scale(nanos(since), ppm(), 1_000_000))
+}
+
+/// Returns how long the clock of the node whose task this is stood still.
+pub(crate) fn suspended() -> Duration {
+    let nanos = |node: &Arc<Node>| node.suspended.load(Ordering::Relaxed);
+    Duration::from_nanos(NODE.with_borrow(|node| node.as_ref().map_or(0, nanos)))
 }
 
 fn nanos(d: Duration) -> u64 {
@@ -198,7 +212,6 @@ impl SubAssign<Duration> for SimInstant {
 #[derive(Debug)]
 pub(crate) struct SimRuntime(tokio::runtime::Runtime);
 
-#[expect(deprecated, reason = "see crate::runtime")]
 type Tokio = TokioRuntime;
 
 impl AsyncRuntime for SimRuntime {

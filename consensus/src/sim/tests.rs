@@ -44,7 +44,10 @@ fn run_seeds(first: u64, count: u64, mutant: Option<Mutant>) -> Result<Vec<Repor
     };
     let results: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+        threads
+            .into_iter()
+            .map(|t| t.join().expect("no panic"))
+            .collect()
     });
     let mut reports = Vec::new();
     let mut failures = Vec::new();
@@ -119,11 +122,12 @@ macro_rules! mutant_is_found {
 }
 
 mutant_is_found! {
-    a_vote_that_is_not_synced_is_found: VoteNotSynced within 1000,
-    a_log_that_is_not_synced_is_found: LogNotSynced within 1000,
-    a_restart_without_a_wait_is_found: NoRestartWait within 1000,
-    a_lease_from_the_answer_is_found: LeaseFromAnswer within 1000,
-    a_lease_that_is_too_long_is_found: LeaseTooLong within 1000,
+    a_vote_that_is_not_synced_is_found: VoteNotSynced within 50,
+    a_log_that_is_not_synced_is_found: LogNotSynced within 50,
+    a_restart_without_a_wait_is_found: NoRestartWait within 500,
+    a_lease_from_the_answer_is_found: LeaseFromAnswer within 3000,
+    a_lease_that_is_too_long_is_found: LeaseTooLong within 200,
     a_transfer_that_keeps_the_lease_is_found: TransferKeepsLease within 1000,
-    an_election_without_asking_is_found: ElectWithoutAsking within 1000,
+    an_election_without_asking_is_found: ElectWithoutAsking within 200,
+    a_lease_over_a_suspension_is_found: IgnoresSuspension within 1000,
 }

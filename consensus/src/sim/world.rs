@@ -40,12 +40,18 @@ struct Slot {
 struct Process {
     node: Arc<Node>,
     cluster: Option<Cluster>,
+    /// Since when the machine is suspended.
+    suspended: Option<tokio::time::Instant>,
 }
 
 /// Runs a plot in a world of its own, in virtual time.
 pub(crate) fn run<T, F: Future<Output = T>>(seed: u64, plot: impl FnOnce(World) -> F) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_time().start_paused(true).build().expect("a runtime");
+    let runtime = builder
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         runtime::seed(seed);
         plot(World::new(seed)).await
@@ -111,6 +117,7 @@ impl World {
         slot.process = Some(Process {
             node: node.clone(),
             cluster: None,
+            suspended: None,
         });
         let options = Options {
             dir: PathBuf::from("/raft"),
@@ -125,7 +132,11 @@ impl World {
         let Ok(opened) = tokio::time::timeout(Duration::from_secs(5), opening).await else {
             return Ok(());
         };
-        let cluster = opened.expect("open does not panic")?;
+        let opened = opened.expect("open does not panic");
+        if node.is_dead() {
+            return Ok(());
+        }
+        let cluster = opened?;
         self.net.attach(id, node, cluster.clone());
         if let Some(process) = &mut self.slots.get_mut(&id).expect("a machine").process {
             process.cluster = Some(cluster);
@@ -143,19 +154,32 @@ impl World {
         self.net.detach(id);
     }
 
+    /// As SIGSTOP and SIGCONT; the latter also ends a suspension.
     pub(crate) fn set_paused(&mut self, id: NodeId, paused: bool) {
-        if let Some(process) = &self.slot(id).process {
+        let slot = self.slots.get_mut(&id).expect("a machine");
+        if let Some(process) = &mut slot.process {
+            if let Some(since) = process.suspended.take() {
+                process.node.suspended_for(since.elapsed());
+            }
             process.node.set_paused(paused);
         }
     }
 
-    pub(crate) fn is_paused(&self, id: NodeId) -> bool {
-        self.slot(id).process.as_ref().is_some_and(|p| p.node.is_paused())
+    /// Suspends a machine: nothing runs there, and its monotonic clock stands still.
+    pub(crate) fn suspend(&mut self, id: NodeId) {
+        self.set_paused(id, true);
+        let slot = self.slots.get_mut(&id).expect("a machine");
+        if let Some(process) = &mut slot.process {
+            process.suspended = Some(tokio::time::Instant::now());
+        }
     }
 
     /// Says whether a process runs there, maybe paused.
     pub(crate) fn is_up(&self, id: NodeId) -> bool {
-        self.slot(id).process.as_ref().is_some_and(|p| !p.node.is_dead())
+        self.slot(id)
+            .process
+            .as_ref()
+            .is_some_and(|p| !p.node.is_dead())
     }
 
     /// Returns a node's process and cluster, if it runs.
@@ -173,8 +197,11 @@ impl World {
         self.cluster(id).view()
     }
 
-    /// Returns a node's lease by its own clock, also if it is paused.
+    /// Returns a node's lease by its own clock, also if it is paused. A suspended machine does not act on one.
     pub(crate) fn lease(&self, id: NodeId) -> Option<Lease> {
+        if self.slot(id).process.as_ref()?.suspended.is_some() {
+            return None;
+        }
         let (node, cluster) = self.node(id)?;
         node.enter(|| cluster.lease())
     }
@@ -224,7 +251,11 @@ impl World {
     pub(crate) async fn leader_except(&self, not: &[NodeId]) -> NodeId {
         let found = |w: &World| w.holders().iter().map(|h| h.0).find(|id| !not.contains(id));
         let within = Duration::from_secs(10);
-        assert!(self.until(within, |w| found(w).is_some()).await, "no leader\n{}", self.story());
+        assert!(
+            self.until(within, |w| found(w).is_some()).await,
+            "no leader\n{}",
+            self.story()
+        );
         found(self).expect("found before")
     }
 
@@ -241,9 +272,11 @@ impl World {
             .await
             .expect("initialized");
         for id in 2..=n {
-            self.on(1, move |c| async move { c.add_voter(id, member(id), None).await })
-                .await
-                .expect("a voter more");
+            self.on(1, move |c| async move {
+                c.add_voter(id, member(id), None).await
+            })
+            .await
+            .expect("a voter more");
         }
         let voters: BTreeSet<NodeId> = (1..=n).collect();
         let knows = |w: &World, id: &NodeId| {

@@ -27,7 +27,10 @@ impl Invariant for OneLeaderPerEpoch {
             let Some(epoch) = epoch else { continue };
             let first = self.leaders.entry(epoch).or_insert((id, process.clone()));
             if first.0 != id || !Arc::ptr_eq(&first.1, process) {
-                return Err(format!("epoch {epoch} of node {} is node {id}'s too", first.0));
+                return Err(format!(
+                    "epoch {epoch} of node {} is node {id}'s too",
+                    first.0
+                ));
             }
         }
         Ok(())
