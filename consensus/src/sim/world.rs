@@ -28,6 +28,8 @@ pub(crate) struct World {
     slots: BTreeMap<NodeId, Slot>,
     start: tokio::time::Instant,
     log: Vec<String>,
+    /// Whether notes are printed at once.
+    tells: bool,
 }
 
 /// A machine, and what runs on it.
@@ -67,13 +69,18 @@ impl World {
             slots: BTreeMap::new(),
             start: tokio::time::Instant::now(),
             log: Vec::new(),
+            tells: std::env::var_os("LITEFS_CONSENSUS_SEED").is_some(),
         }
     }
 
     /// Notes what happens, to be told if the test fails.
     pub(crate) fn note(&mut self, what: impl Into<String>) {
         let at = self.start.elapsed().as_secs_f64();
-        self.log.push(format!("{at:9.4} {}", what.into()));
+        let line = format!("{at:9.4} {}", what.into());
+        if self.tells {
+            println!("{line}");
+        }
+        self.log.push(line);
     }
 
     /// Returns the notes.

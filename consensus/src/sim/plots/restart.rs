@@ -35,15 +35,17 @@ fn votes_after_restart() -> bool {
         world.kill(3);
         world.kill(1);
         world.net.part(&[3], &[2]);
+        world.sleep(ms(5)).await; // what was on its way has arrived
         world.start(3).await.unwrap();
+        world.sleep(ms(1)).await;
         let early = ask(&world).await;
         if let Err(refusal) = &early {
             assert_eq!(*refusal, Refusal::Bound { node_id: 3 });
         }
-        world.sleep(world.timing.election_max - ms(1)).await;
+        world.sleep(world.timing.election_max - ms(2)).await;
         let late = ask(&world).await;
         assert_eq!(is_granted(&early), is_granted(&late));
-        world.sleep(ms(2)).await;
+        world.sleep(ms(3)).await;
         let after = ask(&world).await;
         assert!(is_granted(&after), "the promise has ended: {after:?}");
         is_granted(&early)
