@@ -2,7 +2,7 @@
 //! that all nodes share.
 //!
 //! ```text
-//!  litefs ──> Cluster ──> openraft ──> storage ──> Disk      a log, a vote, a snapshot: docs/formats/raft.md
+//!  litefs ──> Cluster ──> openraft ──> storage ──> Disk      log, identity, snapshot: docs/formats/raft.md
 //!               │  ^          │
 //!          View, Lease        └──> wire ──> Transport         one request to one peer, bytes in, bytes out
 //! ```

@@ -9,7 +9,6 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-use super::mutants::{self, Mutant};
 use super::runtime::Node;
 use crate::disk::Disk;
 
@@ -37,8 +36,6 @@ struct SimFile {
     bytes: Vec<u8>,
     /// What survives.
     durable: Vec<u8>,
-    /// Another file took its place, but maybe not on disk.
-    is_replaced: bool,
 }
 
 impl SimDisk {
@@ -73,13 +70,11 @@ impl SimDisk {
     pub(crate) fn crash(&self) {
         let inner = &mut *self.inner.lock();
         for file in inner.files.values_mut() {
-            if !file.is_replaced {
-                let all = file.durable.len()..=file.bytes.len();
-                let kept = inner.rng.random_range(all);
-                file.durable = file.bytes[..kept].to_vec();
-            }
+            let kept = inner
+                .rng
+                .random_range(file.durable.len()..=file.bytes.len());
+            file.durable = file.bytes[..kept].to_vec();
             file.bytes = file.durable.clone();
-            file.is_replaced = false;
         }
         inner.files.retain(|_, file| !file.bytes.is_empty());
     }
@@ -138,7 +133,6 @@ impl Disk for SimDisk {
     }
 
     fn write(&self, path: &Path, offset: u64, bytes: &[u8], sync: bool) -> io::Result<()> {
-        let sync = sync && !mutants::is_on(Mutant::LogNotSynced);
         let at = usize::try_from(offset).map_err(io::Error::other)?;
         self.inner.lock().change(path, |file| {
             file.bytes.truncate(at);
@@ -153,13 +147,9 @@ impl Disk for SimDisk {
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let sync = !(mutants::is_on(Mutant::VoteNotSynced) && path.ends_with("vote"));
         self.inner.lock().change(path, |file| {
             file.bytes = bytes.to_vec();
-            file.is_replaced = !sync;
-            if sync {
-                file.durable = file.bytes.clone();
-            }
+            file.durable = bytes.to_vec();
         })
     }
 }

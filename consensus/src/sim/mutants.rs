@@ -5,7 +5,7 @@ use std::cell::Cell;
 /// A rule that is not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutant {
-    /// The vote is not synced (INV-RAFT-1).
+    /// The vote is not synced (INV-RAFT-1). Not found by chance: see `plots::restart`.
     VoteNotSynced,
     /// Appends to the log are not synced (INV-RAFT-1).
     LogNotSynced,

@@ -122,12 +122,12 @@ macro_rules! mutant_is_found {
 }
 
 mutant_is_found! {
-    a_vote_that_is_not_synced_is_found: VoteNotSynced within 50,
     a_log_that_is_not_synced_is_found: LogNotSynced within 50,
-    a_restart_without_a_wait_is_found: NoRestartWait within 500,
-    a_lease_from_the_answer_is_found: LeaseFromAnswer within 3000,
+    a_restart_without_a_wait_is_found: NoRestartWait within 200,
+    a_lease_from_the_answer_is_found: LeaseFromAnswer within 1000,
     a_lease_that_is_too_long_is_found: LeaseTooLong within 200,
-    a_transfer_that_keeps_the_lease_is_found: TransferKeepsLease within 1000,
+    a_transfer_that_keeps_the_lease_is_found: TransferKeepsLease within 500,
     an_election_without_asking_is_found: ElectWithoutAsking within 200,
-    a_lease_over_a_suspension_is_found: IgnoresSuspension within 1000,
+    a_lease_over_a_suspension_is_found: IgnoresSuspension within 500,
+    a_restored_leader_is_found: LeaderRestored within 200,
 }

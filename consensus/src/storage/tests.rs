@@ -10,7 +10,7 @@ use openraft::{EntryPayload, RaftLogReader, StorageError};
 use super::*;
 use crate::command::{Command, Proposal};
 use crate::disk::RealDisk;
-use crate::raft::{Entry, LogId};
+use crate::raft::{Entry, LogId, Vote};
 use crate::sim::disk::SimDisk;
 use crate::sim::{runtime, world};
 use crate::state_machine::StateMachine;
@@ -94,6 +94,7 @@ fn a_log_cut_at_any_byte_keeps_what_is_whole_and_goes_on() {
         let start_len = bytes.len();
         let mut ends = vec![(start_len, image.clone())];
         for change in [
+            log::Change::Vote(Vote::new(1, 1)),
             log::Change::Append(vec![entry(1, 0)]),
             log::Change::Append(vec![entry(1, 1)]),
             log::Change::Committed(Some(log_id(1, 1))),
@@ -101,7 +102,7 @@ fn a_log_cut_at_any_byte_keeps_what_is_whole_and_goes_on() {
             log::Change::Append(vec![entry(2, 1)]),
         ] {
             image.apply(&change);
-            bytes.extend(change.encode().unwrap().unwrap());
+            bytes.extend(change.encode(0).unwrap().unwrap());
             ends.push((bytes.len(), image.clone()));
         }
         for cut in start_len..=bytes.len() {
@@ -136,7 +137,7 @@ async fn a_torn_append_is_cut_off_and_damage_is_refused_with_a_remedy() {
 
     let whole = std::fs::read(&path).unwrap();
     let torn = log::Change::Append(vec![entry(1, 3)])
-        .encode()
+        .encode(0)
         .unwrap()
         .unwrap();
     std::fs::write(&path, [&whole, &torn[..torn.len() - 1]].concat()).unwrap();
@@ -164,7 +165,7 @@ async fn a_torn_append_is_cut_off_and_damage_is_refused_with_a_remedy() {
 
 #[tokio::test]
 async fn a_file_that_is_gone_is_noticed() {
-    for name in ["vote", "identity", "snapshot"] {
+    for name in ["log", "identity", "snapshot"] {
         let temp = tempfile::tempdir().unwrap();
         let (dir, mut found) = open(Arc::new(RealDisk), temp.path()).await.unwrap();
         found.log.save_vote(&Vote::new(1, 1)).await.unwrap();

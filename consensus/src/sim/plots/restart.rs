@@ -3,7 +3,7 @@ use openraft::raft::VoteRequest;
 use openraft::vote::RaftLeaderId;
 
 use super::{ms, with_cluster, with_mutant};
-use crate::raft::{LogId, Vote};
+use crate::raft::{LogId, TypeConfig, Vote};
 use crate::sim::mutants::Mutant;
 use crate::sim::world::{World, member};
 use crate::storage::Identity;
@@ -11,13 +11,22 @@ use crate::wire::{self, Answer, Refusal, Request, Rpc};
 
 /// Asks node 3 whether it would elect node 2 in a far epoch.
 async fn ask(world: &World) -> Result<Answer, Refusal> {
+    ask_for(world, 2, Rpc::PreVote).await
+}
+
+/// Asks node 3 for its vote in a far epoch, or whether it would give it.
+async fn ask_for(
+    world: &World,
+    candidate: u64,
+    rpc: fn(VoteRequest<TypeConfig>) -> Rpc,
+) -> Result<Answer, Refusal> {
     let leader = leader_id_std::LeaderId::new(1, 1).to_committed();
     let last = Some(LogId::new(leader, 1000));
     let identity = Identity {
-        node_id: 2,
+        node_id: candidate,
         cluster_id: "c1".into(),
     };
-    let rpc = Rpc::PreVote(VoteRequest::new(Vote::new(99, 2), last));
+    let rpc = rpc(VoteRequest::new(Vote::new(99, candidate), last));
     let request = wire::encode_request(&Request::new(&identity, 3, true, rpc)).unwrap();
     let answer = world
         .on(3, |c| async move { c.handle(request).await })
@@ -56,6 +65,43 @@ fn votes_after_restart() -> bool {
 fn a_voter_that_restarts_keeps_the_promise_it_may_have_made() {
     assert!(!votes_after_restart());
     assert!(with_mutant(Mutant::NoRestartWait, votes_after_restart));
+}
+
+/// Returns whether a voter that loses power between two requests votes twice in an epoch.
+fn votes_twice(seed: u64) -> bool {
+    with_cluster(3, seed, |mut world| async move {
+        world.kill(1);
+        world.net.part(&[3], &[2]);
+        world.sleep(world.timing.election_max + ms(5)).await;
+        assert!(is_granted(&ask_for(&world, 2, Rpc::Vote).await));
+        world.kill(3);
+        world.start(3).await.unwrap();
+        world.sleep(world.timing.election_max + ms(1)).await;
+        let again = ask_for(&world, 2, Rpc::Vote).await;
+        assert!(is_granted(&again), "the same one may have it again");
+        is_granted(&ask_for(&world, 1, Rpc::Vote).await)
+    })
+}
+
+/// As above, but the other one asks first after the power cut.
+fn votes_for_another(seed: u64) -> bool {
+    with_cluster(3, seed, |mut world| async move {
+        world.kill(1);
+        world.net.part(&[3], &[2]);
+        world.sleep(world.timing.election_max + ms(5)).await;
+        assert!(is_granted(&ask_for(&world, 2, Rpc::Vote).await));
+        world.kill(3);
+        world.start(3).await.unwrap();
+        world.sleep(world.timing.election_max + ms(1)).await;
+        is_granted(&ask_for(&world, 1, Rpc::Vote).await)
+    })
+}
+
+#[test]
+fn a_vote_survives_a_power_cut() {
+    assert!(!(0..10).any(votes_twice) && !(0..10).any(votes_for_another));
+    let found = || (0..10).any(votes_for_another);
+    assert!(with_mutant(Mutant::VoteNotSynced, found));
 }
 
 #[test]
