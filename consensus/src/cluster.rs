@@ -21,7 +21,8 @@ use crate::disk::{Disk, RealDisk};
 use crate::error::Error;
 use crate::lease::{Lease, Leases};
 use crate::member::{Member, NodeId};
-use crate::network::Network;
+use crate::mutation::mutated;
+use crate::network::{Members, Network};
 use crate::promise::Promise;
 use crate::raft::{MetricsReceiver, Raft, Snapshot, TypeConfig};
 use crate::state_machine::{Applied, StateMachine};
@@ -82,6 +83,8 @@ pub(crate) struct Inner {
     pub(crate) leases: Arc<Leases>,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) promise: Arc<Promise>,
+    #[cfg(test)]
+    pub(crate) applied: watch::Receiver<Applied>,
     dir: Dir,
     log: LogStore,
     identity: Arc<RwLock<Identity>>,
@@ -108,7 +111,7 @@ impl Cluster {
         let (dir, found) =
             Dir::open(disk, &options.dir, options.node_id, closing.subscribe()).await?;
         let identity = Arc::new(RwLock::new(found.identity));
-        let members = Arc::new(RwLock::new(BTreeMap::new()));
+        let members = Members::default();
         let network = Network {
             transport: options.transport,
             identity: identity.clone(),
@@ -132,7 +135,7 @@ impl Cluster {
         let metrics = raft.metrics();
         let feed = ViewFeed {
             metrics: raft.metrics(),
-            applied,
+            applied: applied.clone(),
             leases: leases.clone(),
             members,
             trouble: dir.trouble(),
@@ -149,6 +152,8 @@ impl Cluster {
                 leases,
                 view,
                 promise,
+                #[cfg(test)]
+                applied,
                 dir,
                 log: found.log,
                 identity,
@@ -169,7 +174,7 @@ impl Cluster {
             .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([me]))
             .await
             .map_err(stopped)?;
-        if is_alone {
+        if is_alone || mutated!(NoRestartWait) {
             inner.promise.release();
         }
         let (raft, promise) = (inner.raft.clone(), inner.promise.clone());
@@ -317,7 +322,13 @@ impl Cluster {
     /// What is not for this node of this cluster is refused in the answer, and changes nothing.
     pub async fn handle(&self, request: Bytes) -> Bytes {
         let result = match wire::decode_request(&request) {
-            Ok(request) => self.answer(request).await,
+            Ok(request) => {
+                // A request whose answer nobody waits for any more is still done, like one that came late.
+                let patience = self.inner.timing.election_max * 2;
+                let answer = TypeConfig::timeout(patience, self.answer(request)).await;
+                let node_id = self.inner.node_id;
+                answer.unwrap_or(Err(Refusal::Busy { node_id }))
+            }
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = &result {
@@ -382,7 +393,7 @@ impl Cluster {
         match &request.rpc {
             Rpc::PreVote(vote) | Rpc::Vote(vote) => {
                 // INV-RAFT-2
-                if inner.log.is_empty() {
+                if inner.log.is_empty() && !mutated!(EmptyVotes) {
                     return Err(Refusal::NoLog { node_id });
                 }
                 // INV-LEASE-2
@@ -390,6 +401,10 @@ impl Cluster {
                     return Err(Refusal::Bound { node_id });
                 }
                 Ok(())
+            }
+            // INV-RAFT-2: a voter has had a log since before it became one.
+            Rpc::Append(_) | Rpc::Snapshot { .. } if request.to_voter && inner.log.is_empty() => {
+                Err(Refusal::LostLog { node_id })
             }
             // The first leader a new node hears of is that of its cluster.
             Rpc::Append(_) | Rpc::Snapshot { .. } if ours.is_empty() => self
@@ -490,7 +505,7 @@ fn raft_config(timing: &Timing) -> Result<Arc<Config>, Error> {
         // Begins after the wait of `promise`.
         enable_elect: false,
         // Otherwise a leader that restarts goes on in its old epoch, which it may have surrendered.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(mutated!(LeaderRestored)),
         // Otherwise openraft transfers by itself, and the lease would not be surrendered first.
         removed_leader_step_down: StepDownPolicy::Never,
         // A leader that hears no quorum falls silent now and then, so that those who hear it can elect another.
@@ -509,7 +524,7 @@ struct ViewFeed {
     metrics: MetricsReceiver,
     applied: watch::Receiver<Applied>,
     leases: Arc<Leases>,
-    members: Arc<RwLock<BTreeMap<NodeId, Member>>>,
+    members: Members,
     trouble: watch::Receiver<Option<String>>,
 }
 
@@ -529,9 +544,12 @@ impl ViewFeed {
         let mut surrendered = self.leases.watch_surrendered();
         loop {
             let view = self.view();
-            let members = view.voters.iter().chain(&view.learners);
-            let members = members.map(|(id, member)| (*id, member.clone())).collect();
-            *self.members.write() = members;
+            let voters = view.voters.iter().map(|(id, m)| (*id, (m.clone(), true)));
+            let learners = view
+                .learners
+                .iter()
+                .map(|(id, m)| (*id, (m.clone(), false)));
+            *self.members.write() = voters.chain(learners).collect();
             let has_stopped = view.stopped.is_some();
             sender.send_if_modified(|last| {
                 let is_new = *last != view;

@@ -9,7 +9,8 @@
 //! leader needs the vote of at least one of them.
 //!
 //! A lease is about time only: it is valid whatever this node learned meanwhile, and it is still valid if this
-//! node's view of the cluster is late. Except for a transfer, which lets others vote early; so it ends
+//! node's view of the cluster is late. The monotonic clock stands still while a machine is suspended, others do not:
+//! after a suspension only requests sent since then count. Except for a transfer, which lets others vote early; so it ends
 //! the lease of its epoch before anybody is told (INV-LEASE-3).
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,10 +18,16 @@ use std::time::{Duration, Instant};
 
 use openraft::ServerState;
 use openraft::type_config::TypeConfigExt;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::member::NodeId;
-use crate::raft::{Metrics, TypeConfig, term_of};
+use crate::mutation::mutated;
+use crate::raft::{Metrics, RaftInstant, TypeConfig, term_of};
+use crate::runtime;
+
+/// Differences between two clocks that are read one after the other.
+const CLOCK_NOISE: Duration = Duration::from_millis(1);
 
 /// The right to act as the leader of an epoch, until a moment of the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,15 +47,22 @@ pub(crate) struct Leases {
     surrendered: watch::Sender<u64>,
     /// How many changes of the members are on their way.
     changes: AtomicU64,
+    /// How long the machine was suspended as far as is known, and when that was noticed last.
+    suspended: Mutex<(Duration, Option<RaftInstant>)>,
 }
 
 impl Leases {
     pub(crate) fn new(node_id: NodeId, lease: Duration) -> Leases {
         Leases {
             node_id,
-            lease,
+            lease: if mutated!(LeaseTooLong) {
+                lease * 3 / 2
+            } else {
+                lease
+            },
             surrendered: watch::Sender::new(0),
             changes: AtomicU64::new(0),
+            suspended: Mutex::new((runtime::suspended(), None)),
         }
     }
 
@@ -86,18 +100,38 @@ impl Leases {
         (leads && is_ready && *self.surrendered.borrow() < epoch).then_some(epoch)
     }
 
+    /// Returns when a suspension of the machine was noticed last.
+    fn noticed_suspension(&self) -> Option<RaftInstant> {
+        let mut known = self.suspended.lock();
+        let suspended = runtime::suspended();
+        if suspended > known.0 + CLOCK_NOISE && !mutated!(IgnoresSuspension) {
+            *known = (suspended, Some(TypeConfig::now()));
+        }
+        known.1
+    }
+
     /// Returns the lease as of now.
     pub(crate) fn current(&self, metrics: &Metrics) -> Option<Lease> {
         let epoch = self.leading(metrics)?;
-        let now = tokio::time::Instant::now().into_std();
+        let now = runtime::now();
         // Nobody else can be elected while this node is the only voter. Another could as soon as it is one
         // too, which the metrics tell late.
         let is_alone = metrics.membership_config.voter_ids().eq([self.node_id])
-            && self.changes.load(Ordering::SeqCst) == 0;
+            && (self.changes.load(Ordering::SeqCst) == 0 || mutated!(AloneWhileGrowing));
         let until = if is_alone {
             now + self.lease
         } else {
-            let age = TypeConfig::now() - metrics.last_quorum_acked?.into_inner();
+            let acked = metrics.last_quorum_acked?.into_inner();
+            if self
+                .noticed_suspension()
+                .is_some_and(|noticed| acked <= noticed)
+            {
+                return None;
+            }
+            let mut age = TypeConfig::now() - acked;
+            if mutated!(LeaseFromAnswer) {
+                age = age.saturating_sub(Duration::from_millis(60));
+            }
             (now + self.lease).checked_sub(age)?
         };
         (now < until).then_some(Lease { epoch, until })

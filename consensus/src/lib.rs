@@ -2,7 +2,7 @@
 //! that all nodes share.
 //!
 //! ```text
-//!  litefs ──> Cluster ──> openraft ──> storage ──> Disk      a log, a vote, a snapshot: docs/formats/raft.md
+//!  litefs ──> Cluster ──> openraft ──> storage ──> Disk      log, identity, snapshot: docs/formats/raft.md
 //!               │  ^          │
 //!          View, Lease        └──> wire ──> Transport         one request to one peer, bytes in, bytes out
 //! ```
@@ -26,9 +26,13 @@ mod error;
 mod lease;
 mod member;
 mod membership;
+mod mutation;
 mod network;
 mod promise;
 mod raft;
+mod runtime;
+#[cfg(test)]
+mod sim;
 mod state_machine;
 mod storage;
 mod timing;

@@ -10,6 +10,7 @@ use openraft::type_config::TypeConfigExt;
 use crate::cluster::{Cluster, refused, stopped};
 use crate::error::Error;
 use crate::member::{Member, NodeId};
+use crate::mutation::mutated;
 use crate::raft::TypeConfig;
 use crate::view::View;
 
@@ -238,7 +239,9 @@ impl Cluster {
     async fn hand_over(&self, epoch: u64, to: NodeId) -> Result<(), Error> {
         let inner = &self.inner;
         // INV-LEASE-3: before anybody hears that voters are free.
-        inner.leases.surrender(epoch);
+        if !mutated!(TransferKeepsLease) {
+            inner.leases.surrender(epoch);
+        }
         inner
             .raft
             .trigger()
@@ -310,7 +313,13 @@ impl Cluster {
             });
         }
         // Not `elect(false)`: that votes for itself even within the lease of another (openraft's `do_elect`).
-        inner.raft.trigger().elect(true).await.map_err(stopped)?;
+        let ask_first = !mutated!(ElectWithoutAsking);
+        inner
+            .raft
+            .trigger()
+            .elect(ask_first)
+            .await
+            .map_err(stopped)?;
         let waited = inner.timing.election_min * 2;
         let won = self.wait_until(|view| view.is_leader);
         match TypeConfig::timeout(waited, won).await {

@@ -19,13 +19,16 @@ use crate::storage::Identity;
 use crate::transport::Transport;
 use crate::wire::{self, Answer, Request, Rpc};
 
+/// All members, and whether they vote.
+pub(crate) type Members = Arc<RwLock<BTreeMap<NodeId, (Member, bool)>>>;
+
 /// What all connections of a node share.
 #[derive(Clone)]
 pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) identity: Arc<RwLock<Identity>>,
-    /// Where members are now; openraft does not tell a connection that its peer has moved.
-    pub(crate) members: Arc<RwLock<BTreeMap<NodeId, Member>>>,
+    /// Where members are now, and which vote; openraft does not tell a connection that its peer has moved.
+    pub(crate) members: Members,
 }
 
 /// The way to one peer.
@@ -49,13 +52,9 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 impl Peer {
     async fn call(&self, rpc: Rpc, option: RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
-        let (cluster_id, from) = {
-            let identity = self.network.identity.read();
-            (identity.cluster_id.clone(), identity.node_id)
-        };
-        let member = self.network.members.read().get(&self.to).cloned();
-        let member = member.unwrap_or_else(|| self.member.clone());
-        let request = Request::new(cluster_id, from, self.to, rpc);
+        let known = self.network.members.read().get(&self.to).cloned();
+        let (member, is_voter) = known.unwrap_or_else(|| (self.member.clone(), false));
+        let request = Request::new(&self.network.identity.read(), self.to, is_voter, rpc);
         let request =
             wire::encode_request(&request).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
         // What does not come within the hard limit is given up by openraft.

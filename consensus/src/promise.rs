@@ -5,7 +5,8 @@
 //! died: until `election_max` has passed it grants no vote and does not campaign (INV-LEASE-2). Votes that a
 //! leader itself asked for by a transfer are exempt: that leader has given up its lease.
 //!
-//! A node without a log grants no votes at all (INV-RAFT-2).
+//! A node without a log grants no votes at all, and if a leader takes it for a voter it does not get one either:
+//! it was emptied, and what it acknowledged before may be nowhere else (INV-RAFT-2).
 
 use std::time::Duration;
 

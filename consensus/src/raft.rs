@@ -5,6 +5,7 @@ use openraft::type_config::alias;
 
 use crate::command::{Outcome, Proposal};
 use crate::member::{Member, NodeId};
+use crate::runtime::Runtime;
 use crate::state_machine::StateMachine;
 
 openraft::declare_raft_types!(
@@ -15,6 +16,7 @@ openraft::declare_raft_types!(
         NodeId = NodeId,
         Node = Member,
         LeaderId = leader_id_std::LeaderId<u64, NodeId>,
+        AsyncRuntime = Runtime,
         ErrorSource = BoxedErrorSource,
 );
 

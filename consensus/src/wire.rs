@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::member::NodeId;
 use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig, Vote};
+use crate::storage::Identity;
 
 /// Version of the messages of this program.
 const VERSION: u32 = 1;
@@ -23,6 +24,8 @@ pub(crate) struct Request {
     pub(crate) cluster_id: String,
     pub(crate) from: NodeId,
     pub(crate) to: NodeId,
+    /// Whether the sender takes the receiver for a voter.
+    pub(crate) to_voter: bool,
     pub(crate) rpc: Rpc,
 }
 
@@ -76,6 +79,12 @@ pub(crate) enum Refusal {
     Bound { node_id: NodeId },
     #[error("node {node_id} has no log, so it does not vote")]
     NoLog { node_id: NodeId },
+    #[error(
+        "node {node_id} is a voter and has lost its raft log; start it under a new id and replace the old one"
+    )]
+    LostLog { node_id: NodeId },
+    #[error("node {node_id} does not get to it; is its disk stuck?")]
+    Busy { node_id: NodeId },
     #[error("node {node_id} has stopped: {why}")]
     Stopped { node_id: NodeId, why: String },
 }
@@ -87,12 +96,13 @@ struct Probe {
 }
 
 impl Request {
-    pub(crate) fn new(cluster_id: String, from: NodeId, to: NodeId, rpc: Rpc) -> Request {
+    pub(crate) fn new(from: &Identity, to: NodeId, to_voter: bool, rpc: Rpc) -> Request {
         Request {
             v: VERSION,
-            cluster_id,
-            from,
+            cluster_id: from.cluster_id.clone(),
+            from: from.node_id,
             to,
+            to_voter,
             rpc,
         }
     }

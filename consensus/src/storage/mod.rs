@@ -1,4 +1,5 @@
-//! What Raft must not forget, on disk: who this node is, its vote, its log and a snapshot of the state.
+//! What Raft must not forget, on disk: who this node is, its log with its votes, and a snapshot of
+//! the state.
 //!
 //! INV-RAFT-1: each method that Raft's safety rests on returns after its bytes are synced.
 //!
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::type_config::TypeConfigExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -28,10 +30,9 @@ pub(crate) use store::LogStore;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::member::NodeId;
-use crate::raft::{SnapshotData, SnapshotMeta, Vote, term_of};
+use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig, term_of};
 use log::LogImage;
 
-const VOTE_MAGIC: &[u8; 8] = b"litefsrv";
 const SNAPSHOT_MAGIC: &[u8; 8] = b"litefsrs";
 const IDENTITY_MAGIC: &[u8; 8] = b"litefsri";
 /// Kind of the only record of such a file.
@@ -115,11 +116,6 @@ impl Dir {
             .await
     }
 
-    async fn save_vote(&self, vote: &Vote) -> io::Result<()> {
-        self.replace("vote", VOTE_MAGIC, serde_json::to_vec(vote)?)
-            .await
-    }
-
     async fn replace(&self, name: &'static str, magic: &[u8; 8], body: Vec<u8>) -> io::Result<()> {
         let bytes: Arc<[u8]> = frame::encode_file(magic, WHOLE, &body).into();
         let path = self.path.join(name);
@@ -153,7 +149,7 @@ impl Dir {
                 is_new
             });
             let closed = closing.wait_for(|closing| *closing);
-            if tokio::time::timeout(RETRY_AFTER, closed).await.is_ok() {
+            if TypeConfig::timeout(RETRY_AFTER, closed).await.is_ok() {
                 return Err(e);
             }
         }
@@ -178,13 +174,19 @@ impl Dir {
             .create_dir(&self.path)
             .map_err(|e| self.io("make", "", e))?;
         let identity = self.load_identity(node_id)?;
-        let vote: Option<Vote> = self.read_json("vote", VOTE_MAGIC)?;
         let snapshot: Option<StoredSnapshot> = self.read_json("snapshot", SNAPSHOT_MAGIC)?;
-        let (image, file_len) = self.load_log()?;
+        let (image, file_len) = self.load_log(identity.is_some())?;
         // Files are never removed by this program. One that is gone took promises with it.
         let last_term = image.last_log_id().map_or(0, |last| term_of(&last));
-        if vote.map_or(0, |vote| vote.leader_id.term) < last_term {
-            return Err(self.corrupt("vote", 0, Fault::Missing));
+        let vote_term = image.vote.map_or(0, |vote| vote.leader_id.term);
+        let is_new = image == LogImage::default() && snapshot.is_none();
+        if vote_term < last_term || (identity.is_none() && !is_new) {
+            let name = if identity.is_none() {
+                "identity"
+            } else {
+                "log"
+            };
+            return Err(self.corrupt(name, 0, Fault::Missing));
         }
         if snapshot
             .as_ref()
@@ -193,7 +195,11 @@ impl Dir {
         {
             return Err(self.corrupt("snapshot", 0, Fault::Missing));
         }
-        let log = LogStore::new(self.clone(), vote, image, file_len);
+        let identity = match identity {
+            Some(identity) => identity,
+            None => self.make_identity(node_id)?,
+        };
+        let log = LogStore::new(self.clone(), image, file_len);
         Ok(Found {
             identity,
             log,
@@ -201,23 +207,20 @@ impl Dir {
         })
     }
 
-    fn load_identity(&self, node_id: NodeId) -> Result<Identity, Error> {
-        if let Some(identity) = self.read_json::<Identity>("identity", IDENTITY_MAGIC)? {
-            if identity.node_id != node_id {
-                return Err(Error::OtherNode {
-                    path: self.path.clone(),
-                    have: identity.node_id,
-                    want: node_id,
-                });
-            }
-            return Ok(identity);
+    fn load_identity(&self, node_id: NodeId) -> Result<Option<Identity>, Error> {
+        let identity = self.read_json::<Identity>("identity", IDENTITY_MAGIC)?;
+        match identity {
+            Some(Identity { node_id: have, .. }) if have != node_id => Err(Error::OtherNode {
+                path: self.path.clone(),
+                have,
+                want: node_id,
+            }),
+            other => Ok(other),
         }
-        // The first file to be made: where it is missing and others are not, somebody removed it.
-        for name in ["vote", "log", "snapshot"] {
-            if self.read(name)?.is_some() {
-                return Err(self.corrupt("identity", 0, Fault::Missing));
-            }
-        }
+    }
+
+    /// Writes the last file of a new directory.
+    fn make_identity(&self, node_id: NodeId) -> Result<Identity, Error> {
         let identity = Identity {
             node_id,
             cluster_id: String::new(),
@@ -231,9 +234,12 @@ impl Dir {
         Ok(identity)
     }
 
-    fn load_log(&self) -> Result<(LogImage, u64), Error> {
+    fn load_log(&self, must_exist: bool) -> Result<(LogImage, u64), Error> {
         let path = self.path.join("log");
         let Some(bytes) = self.read("log")? else {
+            if must_exist {
+                return Err(self.corrupt("log", 0, Fault::Missing));
+            }
             let image = LogImage::default();
             let bytes = image.encode().map_err(io::Error::other);
             let len = bytes

@@ -22,7 +22,6 @@ pub(crate) struct LogStore {
 
 #[derive(Debug)]
 struct Memory {
-    vote: Option<Vote>,
     image: LogImage,
     /// Where the next record goes.
     file_len: u64,
@@ -37,11 +36,10 @@ enum Write {
 }
 
 impl LogStore {
-    pub(super) fn new(dir: Dir, vote: Option<Vote>, image: LogImage, file_len: u64) -> LogStore {
+    pub(super) fn new(dir: Dir, image: LogImage, file_len: u64) -> LogStore {
         LogStore {
             dir,
             memory: Arc::new(Mutex::new(Memory {
-                vote,
                 image,
                 file_len,
                 is_doubtful: false,
@@ -56,9 +54,12 @@ impl LogStore {
 
     /// Makes a change in memory and on disk; returns once it is durable, if it has to be.
     async fn change(&self, change: Change) -> io::Result<()> {
-        let records = change.encode()?;
         let sync = change.must_sync();
-        self.memory.lock().image.apply(&change);
+        let records = {
+            let mut memory = self.memory.lock();
+            memory.image.apply(&change);
+            change.encode(memory.file_len)?
+        };
         self.dir
             .insist("log", || self.write(records.clone(), sync))
             .await
@@ -112,7 +113,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        Ok(self.memory.lock().vote)
+        Ok(self.memory.lock().image.vote)
     }
 }
 
@@ -132,9 +133,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.dir.save_vote(vote).await?;
-        self.memory.lock().vote = Some(*vote);
-        Ok(())
+        self.change(Change::Vote(*vote)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
