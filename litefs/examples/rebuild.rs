@@ -159,6 +159,9 @@ fn replay(log: &Log, until: Txid, root: &Path) -> anyhow::Result<Db> {
 /// A node that follows another and has nothing yet.
 fn replica(root: &Path) -> NodeContext {
     NodeContext {
+        gate: std::sync::OnceLock::new(),
+        is_candidate: false,
+        is_draining: AtomicBool::new(false),
         disk: Arc::new(RealDisk),
         files: root.join("files"),
         metas: root.join("dbs"),

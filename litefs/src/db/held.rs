@@ -128,7 +128,8 @@ impl Db {
         let mut frame = vec![0; FRAME_HEADER_LEN + header.page_size.len()];
         let there = read_full(wal, &mut frame, at).map_err(io())?;
         let from = at.max(offset);
-        let (into, skip) = ((from - at) as usize, (from - offset) as usize);
+        // Both within a frame, or within what is written.
+        let (into, skip) = (within(from - at), within(from - offset));
         let fresh = &data[skip..];
         frame[into..into + fresh.len()].copy_from_slice(fresh);
         if there.max(into + fresh.len()) < frame.len() {
@@ -147,7 +148,7 @@ impl Db {
                 let at = frame_offset(header.page_size, no - 1);
                 match at >= offset {
                     true => {
-                        let skip = (at - offset) as usize;
+                        let skip = within(at - offset);
                         before.copy_from_slice(&data[skip..skip + FRAME_HEADER_LEN]);
                     }
                     false => {
@@ -210,6 +211,11 @@ impl Db {
             .collect();
         Merged::of(self, &records)
     }
+}
+
+/// A distance within a buffer.
+fn within(distance: u64) -> usize {
+    usize::try_from(distance).unwrap_or(usize::MAX)
 }
 
 /// A commit frame that is whole.

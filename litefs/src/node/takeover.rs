@@ -140,7 +140,7 @@ mod tests {
     fn nothing_is_fetched_that_is_here() {
         let own = report(2, 5, &[("a", 5, 10)]);
         let same = report(1, 5, &[("a", 5, 10)]);
-        assert_eq!(fetched(&own, &[same.clone()]), []);
+        assert_eq!(fetched(&own, std::slice::from_ref(&same)), []);
         // Behind in what it accepted, but with the same copy.
         let own = report(2, 4, &[("a", 5, 10), ("mine", 4, 1)]);
         assert_eq!(fetched(&own, &[same]), []);
