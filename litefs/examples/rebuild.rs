@@ -162,6 +162,7 @@ fn replica(root: &Path) -> NodeContext {
         gate: std::sync::OnceLock::new(),
         is_candidate: false,
         is_draining: AtomicBool::new(false),
+        has_doubts: AtomicBool::new(false),
         disk: Arc::new(RealDisk),
         files: root.join("files"),
         metas: root.join("dbs"),

@@ -172,6 +172,8 @@ impl Db {
         let mut inner = self.lock();
         inner.in_doubt.get_or_insert(before);
         inner.unseen = None;
+        let has_doubts = &self.node.has_doubts;
+        has_doubts.store(true, std::sync::atomic::Ordering::Release);
     }
 
     /// Returns whether a logged transaction waits for the cluster's word.

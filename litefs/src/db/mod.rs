@@ -139,6 +139,8 @@ pub struct NodeContext {
     pub hub: ChangeHub,
     /// Whether this node may write: it is the primary. Each database has its own say, which follows this one.
     pub is_primary: AtomicBool,
+    /// Some database has a commit in doubt.
+    pub has_doubts: AtomicBool,
     /// Whether it is about to give the role away: nothing new is begun.
     pub is_draining: AtomicBool,
     /// Whether it may become the primary while it runs: programs may then open databases for writing on a replica too.

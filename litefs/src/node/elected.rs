@@ -86,6 +86,7 @@ impl Elected {
                 unfenced: AtomicBool::new(false),
                 handing_over: tokio::sync::Mutex::new(()),
                 last_failure: Mutex::new(None),
+                trying: Mutex::new(None),
                 doubtful: Mutex::default(),
             }),
             joining: Arc::default(),

@@ -42,6 +42,8 @@ use crate::replication::{DbName, Sink};
 const FENCE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long, after a quorum, the winner waits for the other voters: they may have what nobody else has.
 const STRAGGLERS: Duration = Duration::from_millis(150);
+/// How long a winner tries to open writes before it lets another try.
+const TAKEOVER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long until what failed is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 /// How often the loop looks whether there is something to do that nobody told it.
@@ -69,6 +71,8 @@ pub(super) struct Election {
     pub(super) unfenced: AtomicBool,
     pub(super) handing_over: tokio::sync::Mutex<()>,
     pub(super) last_failure: Mutex<Option<String>>,
+    /// Since when it tries to open writes, and in which tenure.
+    pub(super) trying: Mutex<Option<(u64, Instant)>>,
     /// Databases with a commit in doubt, and where that leaves them.
     pub(super) doubtful: Mutex<Vec<(Arc<Db>, crate::ltx::Pos)>>,
 }
@@ -137,6 +141,9 @@ impl Election {
 
     /// Sees to commits that did not get their quorum in time. Blocks.
     fn settle_doubts(&self) {
+        let node = &self.ports.node;
+        // Before the look: what comes after it is looked at next.
+        node.has_doubts.store(false, Ordering::Release);
         for db in self.ports.store.all() {
             if !db.is_primary() || !db.is_in_doubt() {
                 continue;
@@ -146,9 +153,13 @@ impl Election {
                 Ok(()) => {
                     tracing::warn!(db = %db.name(), %pos, "a commit is in doubt; the database is read-only until a quorum has it")
                 }
-                Err(DbError::Locked { .. }) => continue,
+                Err(DbError::Locked { .. }) => {
+                    node.has_doubts.store(true, Ordering::Release);
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(db = %db.name(), error = crate::store::chain(&error), "keep a commit in doubt, will try again");
+                    node.has_doubts.store(true, Ordering::Release);
                     continue;
                 }
             }
@@ -174,6 +185,9 @@ impl Election {
                 }
             }
         });
+        if !self.doubtful.lock().is_empty() {
+            node.has_doubts.store(true, Ordering::Release);
+        }
     }
 
     fn follow(&self, view: &View) {
@@ -217,6 +231,20 @@ impl Election {
             Ok(false) => {}
             Err(error) => {
                 self.say_once(epoch, format!("{error:#}"));
+                let since = {
+                    let mut trying = self.trying.lock();
+                    match *trying {
+                        Some((of, since)) if of == epoch => since,
+                        _ => trying.insert((epoch, began)).1,
+                    }
+                };
+                if since.elapsed() > TAKEOVER_PATIENCE && view.voters.len() > 1 {
+                    tracing::error!(epoch, "another node may do better: giving the role up");
+                    self.given_up.fetch_max(epoch, Ordering::AcqRel);
+                    if let Err(error) = self.cluster.step_down().await {
+                        tracing::warn!(error = crate::store::chain(&error), "give the role up");
+                    }
+                }
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -235,6 +263,14 @@ impl Election {
         let own = tokio::task::spawn_blocking(move || this.fence_here(epoch)).await??;
         let reports = self.fence_quorum(epoch, view).await?;
         let wanted = takeover::plan(&own, &reports);
+        for w in &wanted {
+            let db = self.ports.store.get(w.db.as_str());
+            anyhow::ensure!(
+                db.is_none_or(|db| !db.is_primary()),
+                "{}: another node has more of it, and a program here is in a write transaction of a tenure that is over",
+                w.db
+            );
+        }
         if !wanted.is_empty() {
             self.fetch(epoch, view, wanted).await?;
         }
@@ -448,7 +484,7 @@ impl Election {
                 }
                 self.unfenced.store(!left.is_empty(), Ordering::Release);
             }
-            if node.is_primary() {
+            if node.is_primary() && node.has_doubts.load(Ordering::Acquire) {
                 self.settle_doubts();
             }
             let until = self.cluster.lease().map(|lease| lease.until);
