@@ -609,6 +609,8 @@ fn raise_file_limit() {
 }
 
 const UPKEEP_NICE: i32 = 10;
+/// A replica's database that nobody has had open for so many rounds is closed.
+const IDLE_TICKS: u32 = 10;
 
 /// Writes down when a replica was last here: history is kept for it.
 struct Attendance {
@@ -653,7 +655,7 @@ fn upkeep(
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, UPKEEP_NICE) };
     let mut last_persist = std::time::Instant::now();
     let mut persisted: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
-    let mut ticks_idle: HashMap<DbName, u32> = HashMap::new();
+    let mut idle_since: HashMap<DbName, std::time::Instant> = HashMap::new();
     let mut last_seen: HashMap<DbName, crate::ltx::Pos> = HashMap::new();
     let tick = pace.map_or(MAINTENANCE, |pace| pace.clamp(MIN_MAINTENANCE, MAINTENANCE));
     while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
@@ -681,9 +683,11 @@ fn upkeep(
                 last_seen.insert(db.name().clone(), pos);
             }
             if db.serves_readers() {
-                let idle = ticks_idle.entry(db.name().clone()).or_default();
-                *idle = if db.reader_count() == 0 { *idle + 1 } else { 0 };
-                if *idle >= 10
+                let now = std::time::Instant::now();
+                let since = *idle_since.entry(db.name().clone()).or_insert(now);
+                if db.reader_count() > 0 {
+                    idle_since.remove(db.name());
+                } else if now - since >= IDLE_TICKS * tick
                     && let Err(error) = db.release_readers()
                 {
                     tracing::warn!(db = %db.name(), error = chain(&error), "close an idle database");
