@@ -242,6 +242,7 @@ impl Db {
                     min_txid: meta.max_txid,
                     ..meta
                 };
+                *self.durable.lock() = Pos::ZERO;
                 self.log.restart(&base, Older::Quarantine)
             };
             inner.encoded = ltx;

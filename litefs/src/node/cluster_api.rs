@@ -15,6 +15,8 @@ use crate::http::cluster::{
 };
 use crate::replication::Sink;
 
+/// How long the winner's request may be ahead of what this node hears of the election.
+const ELECTED: Duration = Duration::from_millis(500);
 /// How long a promotion may take.
 const PROMOTE: Duration = Duration::from_secs(10);
 
@@ -81,6 +83,14 @@ impl ClusterApi for Cluster {
             self.check(&request.cluster_id)?;
             let election = self.election.clone();
             let epoch = request.epoch;
+            // Raft's word, not the request's: an epoch that nobody was elected in would lock the cluster out.
+            let mut views = self.election.cluster.watch();
+            let known = views.wait_for(|view| view.epoch >= epoch);
+            if tokio::time::timeout(ELECTED, known).await.is_err() {
+                return Err(NodeError::NotReady(format!(
+                    "this node has not heard of an election in epoch {epoch}"
+                )));
+            }
             let report = tokio::task::spawn_blocking(move || election.fence_here(epoch))
                 .await
                 .map_err(|e| failed("fence")(e.into()))?

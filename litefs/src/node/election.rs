@@ -200,6 +200,9 @@ impl Election {
     }
 
     pub(super) fn follow_url(&self, url: &str) {
+        if self.roles.is_changing() {
+            return;
+        }
         self.target.send_if_modified(|target| {
             let is_other = target.as_deref() != Some(url);
             if is_other {
@@ -211,7 +214,10 @@ impl Election {
 
     /// Follows a node from the beginning, even if it is followed already: it has just become able to serve.
     pub(super) fn follow_now(&self, url: &str) {
-        if !self.ports.node.is_primary() && !self.ports.is_connected.load(Ordering::Acquire) {
+        if !self.ports.node.is_primary()
+            && !self.roles.is_changing()
+            && !self.ports.is_connected.load(Ordering::Acquire)
+        {
             self.target.send_replace(Some(url.to_owned()));
         }
     }

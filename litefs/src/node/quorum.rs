@@ -92,7 +92,11 @@ impl Quorum {
 
     /// Returns whether a majority has what is in doubt by now.
     pub(super) fn has_by_now(&self, db: &Db, pos: Pos) -> bool {
-        db.sync_log().is_ok() && self.has(&self.acks.lock(), db.name(), pos, true)
+        let epoch = self.node.epoch.load(Ordering::Acquire);
+        let is_here = db.sync_log().is_ok();
+        let mut acks = self.acks.lock();
+        acks.of(epoch)
+            .is_some_and(|acks| self.has(acks, db.name(), pos, is_here))
     }
 }
 
@@ -129,7 +133,10 @@ impl CommitGate for Quorum {
         };
         let mut acks = self.acks.lock();
         loop {
-            if acks.epoch <= epoch && self.has(&acks, db.name(), pos, here) {
+            // Never those of an older tenure of this node: they may be of a history that lost.
+            if let Some(acks) = acks.of(epoch)
+                && self.has(acks, db.name(), pos, here)
+            {
                 return true;
             }
             let holds = self
@@ -141,5 +148,29 @@ impl CommitGate for Quorum {
             }
             self.changed.wait_for(&mut acks, LOOK);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_acknowledged_in_another_tenure_does_not_count() {
+        let mut acks = Acks::default();
+        let db: DbName = "a.db".parse().unwrap();
+        let first = acks.of(3).unwrap();
+        first.accepted.insert(7);
+        first
+            .durable
+            .entry(db.clone())
+            .or_default()
+            .insert(7, Txid(100));
+        let later = acks.of(5).unwrap();
+        assert!(later.accepted.is_empty() && later.durable.is_empty());
+        assert!(
+            acks.of(3).is_none(),
+            "a late answer of a tenure that is over"
+        );
     }
 }

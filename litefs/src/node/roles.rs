@@ -108,6 +108,12 @@ impl Roles {
         left
     }
 
+    /// Returns whether a change of the role is under way. Nothing of another primary may be applied before it is written
+    /// down that this node is a replica: a start would take the files for newer than the log.
+    pub(super) fn is_changing(&self) -> bool {
+        self.changing.try_lock().is_none()
+    }
+
     /// From now on a transaction is in the log before it is in the files: should this node die, the log is right.
     fn say_replica(&self) -> anyhow::Result<()> {
         if self.ports.store.has_broken() {
