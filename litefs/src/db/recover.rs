@@ -369,6 +369,19 @@ impl Db {
         inner.stamp = None;
     }
 
+    /// Returns whether the log has a commit that was held until a quorum had it, and that never reached the WAL: the log
+    /// is right then (adr/0010). Frames that were captured from the WAL are in it as long as it is the same one.
+    fn wal_ends_before_log(&self, inner: &Inner) -> Result<bool, DbError> {
+        let Some(cursor) = inner.cursor.filter(|c| c.frame_no > 0) else {
+            return Ok(false);
+        };
+        let end = View::open(&self.paths, true)?.and_then(|view| view.wal_end);
+        Ok(end.is_some_and(|(header, end)| {
+            (header.salts.0, header.salts.1) == (cursor.salt1, cursor.salt2)
+                && end.frame_no < cursor.frame_no
+        }))
+    }
+
     /// Undoes a transaction that was under way when its program died, as SQLite would.
     pub(super) fn roll_back_journal(&self) -> Result<Rollback, DbError> {
         let Ok(file) = File::open(&self.paths.journal) else {
@@ -451,7 +464,8 @@ impl Db {
             .ok()
             .and_then(|f| Stamp::of(&f).ok());
         let is_replaced = trust == Trust::CleanEnd && inner.page_count > 0 && stamp != end_stamp;
-        if trust != Trust::Nothing && !is_replaced && inner.page_count > 0 {
+        let is_held = self.wal_ends_before_log(inner)?;
+        if trust != Trust::Nothing && !is_replaced && !is_held && inner.page_count > 0 {
             self.capture_wal_locked(inner)?;
             let stamp = File::open(&self.paths.main)
                 .ok()
@@ -481,7 +495,7 @@ impl Db {
             true => Age::Newer,
             false => self.age_of_files(inner)?,
         };
-        if is_healing || self.node.was_replica.load(Ordering::Acquire) {
+        if is_healing || is_held || self.node.was_replica.load(Ordering::Acquire) {
             // Neither the old state nor the new one: only the log knows.
             age = Age::Older;
         }

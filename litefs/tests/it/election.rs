@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
-use crate::harness::{Node, Options, PATIENCE, cannot_mount, dump, wait_for};
+use crate::harness::{Node, Options, PATIENCE, cannot_mount, checksum_of_pages, dump, wait_for};
 
 /// Nodes of one cluster.
 struct Cluster {
@@ -447,5 +447,51 @@ fn a_commit_without_a_quorum_is_in_doubt_until_there_is_one() {
         wait_for("the program's own connection to agree", || {
             count(&db) == rows
         });
+    }
+}
+
+/// The daemon dies when a commit is logged and not yet in the WAL: what the node says it has is what it has.
+#[test]
+fn a_held_commit_whose_daemon_dies_is_not_half_there() {
+    if cannot_mount() {
+        return;
+    }
+    for mode in ["wal", "delete"] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            keys: "durability: quorum\n".into(),
+            ..Options::default()
+        };
+        let mut cluster = Cluster::start(dir.path(), 1, &options);
+        drop(create(&cluster.nodes[0], "a.db", mode));
+        let node = &mut cluster.nodes[0];
+        node.stop();
+        node.options.env = vec![("LITEFS_CRASH_AT".into(), "commit:logged:4".into())];
+        node.launch();
+        let db = node.open("a.db");
+        let mut acknowledged = 0;
+        while db
+            .execute("INSERT INTO t(v) VALUES(randomblob(900))", [])
+            .is_ok()
+        {
+            acknowledged += 1;
+        }
+        assert!(acknowledged > 0, "{mode}");
+        wait_for("the daemon to die", || node.has_ended());
+        drop(db);
+        node.options.env.clear();
+        node.launch();
+        let mut db = node.open("a.db");
+        let rows = count(&db);
+        assert!(
+            (acknowledged..=acknowledged + 1).contains(&rows),
+            "{mode}: {rows} of {acknowledged}"
+        );
+        let pos = node.pos("a.db").unwrap();
+        let sum = checksum_of_pages(&mut db).to_string();
+        assert!(
+            pos.trim().ends_with(&sum),
+            "{mode}: at {pos}, pages have {sum}"
+        );
     }
 }
