@@ -59,18 +59,20 @@ impl Db {
         };
         let stamp = Stamp::of(&main).map_err(DbError::io("stat", &self.paths.main))?;
         if inner.stamp == Some(stamp) && !inner.is_replaced {
+            if inner.is_provisional && self.is_index_open() {
+                self.forget_provisional(&mut inner)?;
+            }
             return Ok(Scanned::Clean);
         }
         if self.has_wal() && is_wal_mode(&main) {
             // Pages reach the file by checkpoints, of frames that are captured.
             self.capture_wal_locked(&mut inner)?;
-            if inner.is_replaced || inner.page_count == 0 {
-                if self.is_index_open() {
-                    return Ok(Scanned::Busy);
-                }
-                self.capture_view(&mut inner, true)?;
-            }
-            return Ok(Scanned::Clean);
+            let is_unknown = inner.is_replaced || inner.page_count == 0;
+            return match is_unknown || inner.is_provisional {
+                false => Ok(Scanned::Clean),
+                true if is_unknown && self.is_index_open() => Ok(Scanned::Busy),
+                true => self.capture_still_view(&mut inner, stamp),
+            };
         }
         let before = self.journal_state()?;
         match before {
@@ -101,6 +103,38 @@ impl Db {
             seen => seen?,
         };
         self.commit_seen(&mut inner, &view, seen, None)?;
+        self.forget_provisional(&mut inner)?;
+        inner.stamp = Some(stamp);
+        Ok(Scanned::Clean)
+    }
+
+    /// Compares a database with a WAL, if nothing is written to either meanwhile. Where no SQLite uses the WAL, that may
+    /// have to be done again: other programs write files in their own time.
+    fn capture_still_view(&self, inner: &mut Inner, stamp: Stamp) -> Result<Scanned, DbError> {
+        let wal_stamp = || {
+            std::fs::metadata(&self.paths.wal)
+                .ok()
+                .map(|m| Stamp::from(&m))
+        };
+        let before = wal_stamp();
+        let Some(view) = View::open(&self.paths, true)? else {
+            return Ok(Scanned::Busy);
+        };
+        let is_in_use = self.is_index_open();
+        let seen = self.prepare_view(inner, &view)?;
+        let main_stamp = Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))?;
+        let is_still = before.is_some_and(|s| s.is_settled()) && before == wal_stamp();
+        if !is_still || main_stamp != stamp || !stamp.is_settled() {
+            return Ok(Scanned::Busy);
+        }
+        if !is_in_use {
+            self.mark_provisional(inner)?;
+        }
+        let cursor = cursor_of(&view);
+        self.commit_seen(inner, &view, seen, cursor)?;
+        if is_in_use {
+            self.forget_provisional(inner)?;
+        }
         inner.stamp = Some(stamp);
         Ok(Scanned::Clean)
     }
@@ -148,7 +182,7 @@ impl Db {
     pub fn capture_at_checkpoint(&self) -> Result<(), DbError> {
         let mut inner = self.lock();
         self.capture_wal_locked(&mut inner)?;
-        if !self.has_unsigned_frames(&inner)? {
+        if !self.has_unsigned_frames(&inner)? && !inner.is_provisional {
             return Ok(());
         }
         let Some(view) = View::open(&self.paths, false)? else {
@@ -188,7 +222,7 @@ impl Db {
         if inner.trouble.is_some() || inner.page_size != Some(view.page_size) {
             return Ok(true); // compared in any case
         }
-        if stamp.size != len {
+        if stamp.size != len || inner.is_provisional {
             return Ok(false);
         }
         if self.wal_went_back(&inner, &view)? {
@@ -230,14 +264,7 @@ impl Db {
         // Of before: what is written meanwhile is not in it.
         let stamp = Stamp::of(view.main()).map_err(DbError::io("stat", &self.paths.main))?;
         let seen = self.prepare_view(inner, &view)?;
-        let cursor = view.wal_end.map(|(header, end)| WalCursor {
-            salt1: header.salts.0,
-            salt2: header.salts.1,
-            frame_no: end.frame_no,
-            checksum1: end.checksum.0,
-            checksum2: end.checksum.1,
-        });
-        self.commit_seen(inner, &view, seen, cursor)?;
+        self.commit_seen(inner, &view, seen, cursor_of(&view))?;
         inner.stamp = Some(stamp);
         Ok(())
     }
@@ -337,24 +364,54 @@ impl Db {
         if !self.is_primary() || inner.page_count == 0 || inner.is_replaced {
             return Ok(());
         }
+        self.write_mark(&inner)?;
+        inner.is_replaced = true;
+        Ok(())
+    }
+
+    /// Notes, durably, that the file may not be whole yet: a start compares it.
+    pub(super) fn mark_provisional(&self, inner: &mut Inner) -> Result<(), DbError> {
+        self.write_mark(inner)?;
+        inner.is_provisional = true;
+        Ok(())
+    }
+
+    fn write_mark(&self, inner: &Inner) -> Result<(), DbError> {
+        if inner.is_replaced || inner.is_provisional {
+            return Ok(());
+        }
         let mark = self.replaced_mark();
         File::create(&mark)
             .and_then(|file| file.sync_all())
             .and_then(|()| File::open(&self.paths.meta)?.sync_all())
-            .map_err(DbError::io("write", &mark))?;
-        inner.is_replaced = true;
-        Ok(())
+            .map_err(DbError::io("write", &mark))
+    }
+
+    /// Learns that a program uses the database, and that all its pages were compared since.
+    fn forget_provisional(&self, inner: &mut Inner) -> Result<(), DbError> {
+        if std::mem::take(&mut inner.is_provisional) {
+            inner.is_replaced = true; // whose mark it is
+        }
+        self.forget_replaced(inner)
     }
 
     pub(super) fn forget_replaced(&self, inner: &mut Inner) -> Result<(), DbError> {
         if inner.is_replaced {
             // Without the record of it, a start after a power cut would take the file for one that the log knows better.
             self.log.sync().map_err(self.log_error())?;
-            let mark = self.replaced_mark();
-            std::fs::remove_file(&mark).map_err(DbError::io("remove", &mark))?;
+            if !inner.is_provisional {
+                let mark = self.replaced_mark();
+                std::fs::remove_file(&mark).map_err(DbError::io("remove", &mark))?;
+            }
             inner.is_replaced = false;
         }
         Ok(())
+    }
+
+    /// Returns whether the file may have been captured before it was whole.
+    #[must_use]
+    pub fn is_provisional(&self) -> bool {
+        self.lock().is_provisional
     }
 
     /// Returns whether the file has to be compared, for another took its place.
@@ -403,6 +460,17 @@ impl Db {
         let stamp = Stamp::of(&journal).map_err(DbError::io("stat", &self.paths.journal))?;
         Ok(JournalState::Zeroed(stamp))
     }
+}
+
+/// Returns where the committed part of the WAL ends.
+fn cursor_of(view: &View) -> Option<WalCursor> {
+    view.wal_end.map(|(header, end)| WalCursor {
+        salt1: header.salts.0,
+        salt2: header.salts.1,
+        frame_no: end.frame_no,
+        checksum1: end.checksum.0,
+        checksum2: end.checksum.1,
+    })
 }
 
 /// Returns whether the file itself says that it is in WAL mode.

@@ -557,6 +557,9 @@ impl Db {
             pages,
             cursor: Some(commit.cursor),
         };
+        if known == 0 && !filler.is_empty() && !self.is_index_open() {
+            self.mark_provisional(inner)?;
+        }
         crate::disk::crash_point(super::steps::CAPTURE_WAL);
         self.commit_range(inner, &range)?;
         Ok(Step::More)

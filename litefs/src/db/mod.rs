@@ -341,6 +341,9 @@ struct Inner {
     trouble: Option<String>,
     /// Another file took its place, and has not been compared: the mark of it is on the disk.
     is_replaced: bool,
+    /// It was captured while no SQLite had it open that uses its WAL: whoever copied it here may not be done. The same mark
+    /// is on the disk.
+    is_provisional: bool,
     /// The last frame of a commit that is captured and that the wal-index does not show yet.
     unseen: Option<u32>,
     /// Where the database was before a commit that is logged and not in the files (INV-HELD-1).

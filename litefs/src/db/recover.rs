@@ -180,6 +180,7 @@ impl Db {
                 frames: Vec::new(),
                 trouble: None,
                 is_replaced: false,
+                is_provisional: false,
                 unseen: None,
                 in_doubt: None,
             }),

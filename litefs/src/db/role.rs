@@ -304,7 +304,10 @@ impl Db {
 
     /// Captures whatever is not, while nobody can write.
     fn capture_all(&self, inner: &mut Inner, with_wal: bool) -> Result<(), DbError> {
-        let is_in_doubt = inner.trouble.is_some() || inner.is_replaced || inner.page_count == 0;
+        let is_in_doubt = inner.trouble.is_some()
+            || inner.is_replaced
+            || inner.is_provisional
+            || inner.page_count == 0;
         let stamp = File::open(&self.paths.main)
             .ok()
             .and_then(|f| Stamp::of(&f).ok());

@@ -703,6 +703,10 @@ impl fuse::Volume for LiteVolume {
                 Role::Shm(main) => match self.store.at(&main) {
                     Some(db) => {
                         db.index_opened();
+                        if db.is_provisional() {
+                            // Whoever copied it here is done.
+                            self.watcher.look_at(&main);
+                        }
                         MARK_INDEX
                     }
                     None => MARK_PLAIN,

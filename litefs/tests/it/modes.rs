@@ -300,6 +300,53 @@ fn a_wal_that_was_copied_and_then_damaged_is_taken_back() {
     }
 }
 
+/// A WAL is there before its database is whole: what was captured then is compared once a program opens it.
+#[test]
+fn a_database_that_is_copied_slowly_after_its_wal_is_whole_on_the_replica() {
+    for passthrough in [true, false] {
+        let Some(pair) = Pair::start(passthrough) else {
+            return;
+        };
+        let plain = tempfile::tempdir().unwrap();
+        let [main, wal] = ["db", "db-wal"].map(|name| plain.path().join(name));
+        let db = Connection::open(&main).unwrap();
+        run(
+            &db,
+            &format!("{TABLE}; {}; PRAGMA journal_mode=wal", insert(400, 900)),
+        );
+        run(&db, &insert(1, 300));
+
+        for (name, stays_open) in [("a", true), ("b", false)] {
+            fs::copy(&wal, pair.primary.path(&format!("{name}-wal"))).unwrap();
+            let whole = fs::read(&main).unwrap();
+            let (begin, rest) = whole.split_at(whole.len() / 8 * 3 / 4096 * 4096);
+            let mut copy = fs::File::create(pair.primary.path(name)).unwrap();
+            copy.write_all(begin).unwrap();
+            wait_for("what is there to be captured", || {
+                pair.primary.pos(name).is_some()
+            });
+            copy.write_all(rest).unwrap();
+            drop(copy);
+            let copy = pair.primary.open(name);
+            assert_eq!(text(&copy, "PRAGMA integrity_check"), "ok");
+            assert_eq!(text(&copy, "SELECT count(*) FROM t"), "401");
+            let is_same = || {
+                let file = pair.replica.open(name);
+                file.query_row("PRAGMA integrity_check", [], |r| r.get::<_, String>(0))
+                    .is_ok_and(|found| found == "ok")
+            };
+            if stays_open {
+                wait_for(
+                    "all of it on the replica, while a program has it open",
+                    is_same,
+                );
+            }
+            drop(copy);
+            assert_same(&pair.primary, &pair.replica, name);
+        }
+    }
+}
+
 fn exclusive(pair: &Pair, modes: &[&str]) {
     for mode in modes {
         let name = format!("{mode}.db");
