@@ -393,7 +393,14 @@ impl Watcher {
         wait
     }
 
-    /// Tells whether a database has been written for so long without a pause that it has to be held.
+    /// Begins to count anew for how long a database has been busy.
+    fn forget_busy(&self, look: &Look) {
+        if let Some((_, since)) = self.queue.lock().busy.get_mut(look) {
+            *since = Instant::now();
+        }
+    }
+
+    /// Tells whether a database has been written, without a trace, for so long without a pause that it has to be held.
     fn is_never_idle(&self, look: &Look) -> bool {
         let queue = self.queue.lock();
         let busy = queue.busy.get(look);
@@ -427,7 +434,11 @@ impl Watcher {
                     self.ask(look.clone(), FILE_SETTLE);
                 }
             }
-            Ok(Scanned::Traced | Scanned::Busy) => {
+            Ok(scanned @ (Scanned::Traced | Scanned::Busy)) => {
+                if is_hooked || scanned == Scanned::Traced {
+                    // All before that was captured, or will be at its end.
+                    self.forget_busy(look);
+                }
                 let wait = self.next_wait(look, BUSY_WAIT.0);
                 self.ask(look.clone(), wait);
             }
