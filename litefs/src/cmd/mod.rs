@@ -3,6 +3,7 @@
 //! Flags may be written as LiteFS writes them, `-config x` ([`dashes`]). Exit codes are in
 //! [`crate::exit`]. Errors are printed here, once, with their whole chain.
 
+mod bench;
 mod cluster;
 mod dashes;
 mod export;
@@ -37,6 +38,7 @@ enum Command {
     Cluster(cluster::Args),
     Handoff(handoff::HandoffArgs),
     Promote(handoff::PromoteArgs),
+    Bench(bench::Args),
     Version(version::Args),
 }
 
@@ -67,6 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
         Command::Cluster(args) => cluster::run(&args),
         Command::Handoff(args) => handoff::handoff(&args),
         Command::Promote(args) => handoff::promote(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Version(args) => version::run(&args),
     };
     end.unwrap_or_else(|error| {
