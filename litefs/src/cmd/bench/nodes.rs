@@ -148,10 +148,8 @@ impl Drop for Nodes {
             node.end(deadline);
             is_unmounted &= node.unmount();
         }
-        if is_unmounted {
-            if let Err(error) = fs::remove_dir_all(&self.dir) {
-                eprintln!("litefs: remove {}: {error}", self.dir.display());
-            }
+        if is_unmounted && let Err(error) = fs::remove_dir_all(&self.dir) {
+            eprintln!("litefs: remove {}: {error}", self.dir.display());
         }
     }
 }
