@@ -73,7 +73,7 @@ struct RemoveArgs {
     node: NodeArgs,
 }
 
-/// Set when commits return: `async` or `quorum`; for one database also `default`, the cluster's.
+/// Set when commits return: async, quorum, or bounded:500ms,100; for one database also default, the cluster's.
 #[derive(Debug, clap::Args)]
 struct DurabilityArgs {
     /// What commits wait for.
@@ -173,6 +173,13 @@ async fn remove(args: &RemoveArgs) -> anyhow::Result<i32> {
     Ok(0)
 }
 
+/// What is of interest of the answer.
+#[derive(serde::Deserialize)]
+struct Held {
+    #[serde(default)]
+    unheld: Vec<String>,
+}
+
 async fn durability(args: &DurabilityArgs) -> anyhow::Result<i32> {
     let client = Client::new(args.node.url.clone());
     let mut path = path_with_query("/v1/cluster/durability", "value", &args.value);
@@ -180,9 +187,12 @@ async fn durability(args: &DurabilityArgs) -> anyhow::Result<i32> {
         path.push('&');
         path.push_str(path_with_query("", "db", db).trim_start_matches('?'));
     }
-    let _: serde_json::Value = post(&client, &path).await?;
+    let answer: Held = post(&client, &path).await?;
     let of = args.db.as_deref().unwrap_or("the cluster");
     println!("durability of {of} is {}", args.value);
+    if !answer.unheld.is_empty() {
+        print!("{}", status::unheld(&answer.unheld));
+    }
     Ok(0)
 }
 

@@ -114,6 +114,9 @@ fn show(status: &Status) -> String {
         out.push('\n');
         out.push_str(&show_databases(status));
     }
+    if !status.unheld.is_empty() {
+        out.push_str(&unheld(&status.unheld));
+    }
     out
 }
 
@@ -185,6 +188,15 @@ fn show_databases(status: &Status) -> String {
     table(header, &rows)
 }
 
+/// Which databases do not do what was asked of them, and the remedy.
+pub(super) fn unheld(names: &[String]) -> String {
+    format!(
+        "commits of {} do not wait for other nodes yet: restart the programs on the primary that have had them open since before, or have \
+         them open the databases again, all of them\n",
+        names.join(", ")
+    )
+}
+
 /// How a copy stands to the primary's, in words.
 fn standing(copy: &DbCopy, status: &Status) -> String {
     if Some(&copy.node) == status.primary.as_ref() {
@@ -244,6 +256,7 @@ mod tests {
             epoch: 3,
             durability: Some("quorum".to_owned()),
             is_changing: false,
+            unheld: vec!["a.db".to_owned()],
             asked: format!("{:016X}", 10),
             primary: Some(format!("{:016X}", 11)),
             nodes: vec![
@@ -268,6 +281,7 @@ mod tests {
             "durability  quorum\n",
             "unreachable voter",
             "unreachable twin (http://10.0.0.12:20202): connection refused\n",
+            "commits of a.db do not wait",
             "a.db      async       h11   000000000000000b  8000000000000000  primary\n",
             "                      h10   000000000000000a  8000000000000000  3 tx, 12 ms\n",
         ] {

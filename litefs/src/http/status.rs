@@ -62,6 +62,9 @@ pub struct NodeStatus {
     pub is_changing: bool,
     /// Its databases.
     pub databases: Vec<DbStanding>,
+    /// Of the primary: databases whose commits should wait and do not, until the programs that have them open open them again.
+    #[serde(default)]
+    pub unheld: Vec<String>,
     /// Who follows it, or did a moment ago.
     #[serde(default)]
     pub replicas: Vec<ReplicaSeen>,
@@ -141,6 +144,8 @@ pub struct Status {
     pub durability: Option<String>,
     /// Whether voters are being changed: until that is done, it takes a majority of the old ones too.
     pub is_changing: bool,
+    /// Databases whose commits should wait for other nodes and do not, until the programs that have them open open them again.
+    pub unheld: Vec<String>,
     /// The node that was asked.
     pub asked: String,
     /// The primary, if one answers.

@@ -1,4 +1,4 @@
-//! Commits that return once a majority of the voters has them on disk.
+//! Commits that return once a majority of the voters has them on disk, or all but so many (`backlog`).
 //!
 //! What holds:
 //! - INV-QUORUM-1: an acknowledgement counts only if it was given in the primary's own tenure, for bytes on disk, by a voter
@@ -14,6 +14,7 @@ use consensus::{Cluster, Durability, NodeId, View};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
+use super::backlog::Backlog;
 use crate::db::{CommitGate, Db, NodeContext};
 use crate::ltx::{Pos, Txid};
 use crate::replication::replicas::AckListener;
@@ -32,6 +33,8 @@ struct Acks {
     /// Voters that had all that this tenure began with.
     accepted: BTreeSet<NodeId>,
     durable: HashMap<DbName, HashMap<NodeId, Txid>>,
+    /// What no majority has yet, of databases with a bound.
+    backlogs: HashMap<DbName, Backlog>,
 }
 
 impl Acks {
@@ -90,6 +93,25 @@ impl Quorum {
         self.view.borrow().is_quorum(&nodes)
     }
 
+    /// Returns whether what a majority lacks, with a commit at `pos`, is within a bound: milliseconds, and transactions.
+    fn is_within(&self, acks: &mut Acks, db: &DbName, pos: Pos, bound: (u64, u64)) -> bool {
+        let now = Instant::now();
+        let mut backlog = acks.backlogs.remove(db).unwrap_or_default();
+        backlog.add(pos.txid, now);
+        backlog.settle(|txid| self.has(acks, db, Pos { txid, ..pos }, true));
+        let is_within = backlog.is_within(bound.0, bound.1, now);
+        acks.backlogs.insert(db.clone(), backlog);
+        is_within
+    }
+
+    fn is_synced(&self, db: &Db) -> bool {
+        let synced = db.sync_log();
+        if let Err(error) = &synced {
+            tracing::error!(db = %db.name(), error = crate::store::chain(error), "this node does not count for a commit");
+        }
+        synced.is_ok()
+    }
+
     /// Returns whether a majority has what is in doubt by now.
     pub(super) fn has_by_now(&self, db: &Db, pos: Pos) -> bool {
         let epoch = self.node.epoch.load(Ordering::Acquire);
@@ -117,27 +139,30 @@ impl AckListener for Quorum {
 impl CommitGate for Quorum {
     fn waits(&self, db: &DbName) -> bool {
         let view = self.view.borrow();
-        matches!(view.state.durability_of(db.as_str()), Durability::Quorum)
+        view.state.durability_of(db.as_str()) != Durability::Async
     }
 
     fn wait(&self, db: &Db, pos: Pos) -> bool {
         let epoch = self.node.epoch.load(Ordering::Acquire);
         let deadline = Instant::now() + PATIENCE;
-        // The others have it on its way already.
-        let here = match db.sync_log() {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(db = %db.name(), error = crate::store::chain(&error), "this node does not count for a commit");
-                false
-            }
+        let bound = match self.view.borrow().state.durability_of(db.name().as_str()) {
+            Durability::Async => return true, // since a moment ago
+            Durability::Bounded { ms, transactions } => Some((ms, transactions)),
+            Durability::Quorum => None,
         };
+        // The others have it on its way already. A bound is about what they have.
+        let here = bound.is_some() || self.is_synced(db);
         let mut acks = self.acks.lock();
         loop {
             // Never those of an older tenure of this node: they may be of a history that lost.
-            if let Some(acks) = acks.of(epoch)
-                && self.has(acks, db.name(), pos, here)
-            {
-                return true;
+            if let Some(acks) = acks.of(epoch) {
+                let may_return = match bound {
+                    None => self.has(acks, db.name(), pos, here),
+                    Some(bound) => self.is_within(acks, db.name(), pos, bound),
+                };
+                if may_return {
+                    return true;
+                }
             }
             let holds = self
                 .cluster

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use super::election::{Election, peer};
 use super::peers::Peers;
 use super::ports::Ports;
-use crate::config::{Resolved, Role};
-use crate::http::cluster::{Answering, Peer, show_durability, show_id};
+use super::resolve::Resolver;
+use crate::config::{NodeUrl, Resolved, Role, show_durability};
+use crate::http::cluster::{Answering, Peer, show_id};
 use crate::http::status::{
     DbCopy, DbRow, DbStanding, LeaseType, NodeRole, NodeRow, NodeStatus, ReplicaSeen, Status,
     StatusApi,
@@ -30,7 +31,8 @@ pub(super) struct Desk {
     /// This node, as its configuration has it; of a static replica its own address is not known.
     me: Peer,
     /// Where others may be, by configuration.
-    urls: Vec<String>,
+    configured: Vec<NodeUrl>,
+    resolver: Resolver,
 }
 
 impl Desk {
@@ -43,9 +45,9 @@ impl Desk {
     ) -> anyhow::Result<Desk> {
         let lease = &config.lease;
         let is_static_replica = lease.role == Role::Replica;
-        let mut urls: Vec<String> = lease.election.peers.iter().map(|u| u.to_string()).collect();
+        let mut configured = lease.election.peers.clone();
         if is_static_replica {
-            urls.push(lease.advertise_url.to_string());
+            configured.push(lease.advertise_url.clone());
         }
         let me = Peer {
             id: show_id(ports.node.node_id),
@@ -64,7 +66,8 @@ impl Desk {
             peers: Peers::new()?,
             is_candidate: config.is_candidate(),
             me,
-            urls,
+            configured,
+            resolver: Resolver::new(),
         })
     }
 }
@@ -114,6 +117,10 @@ impl StatusApi for Desk {
                     committed_ms: at.timestamp_ms,
                 })
                 .collect(),
+            unheld: match is_primary {
+                true => self.ports.unheld(),
+                false => Vec::new(),
+            },
             replicas: seen(self.replicas.list(), Instant::now()),
         }
     }
@@ -121,7 +128,11 @@ impl StatusApi for Desk {
     fn status(&self) -> Answering<'_, Status> {
         Box::pin(async move {
             let own = self.node_status();
-            let mut urls = self.urls.clone();
+            let found = self.configured.iter().map(|peer| self.resolver.nodes(peer));
+            let found = futures_util::future::join_all(found).await;
+            // A name that stands for nothing is in this node's log; its members are known by their own.
+            let found = found.into_iter().flatten().flatten();
+            let mut urls: Vec<String> = found.map(|url| url.to_string()).collect();
             urls.extend(
                 own.voters
                     .iter()
@@ -281,7 +292,10 @@ fn put_together(own: NodeStatus, answers: Vec<(String, Result<NodeStatus, String
     let databases = databases_of(&rows, newest, primary_id.as_deref());
     let mut nodes: Vec<NodeRow> = rows.into_iter().map(|f| f.row).collect();
     for (url, answer) in &answers {
-        nodes.extend(outsider(url, answer, &own, &nodes));
+        // Members have rows of their own; a list of peers that is out of date does no harm.
+        if answer.is_ok() || newest.voters.is_empty() {
+            nodes.extend(outsider(url, answer, &own, &nodes));
+        }
     }
     Status {
         lease: own.lease,
@@ -289,6 +303,7 @@ fn put_together(own: NodeStatus, answers: Vec<(String, Result<NodeStatus, String
         epoch: heard.iter().map(|s| s.epoch).max().unwrap_or(0),
         durability: newest.durability.clone(),
         is_changing: newest.is_changing,
+        unheld: newest.unheld.clone(),
         asked: own.node.id.clone(),
         primary: primary_id,
         nodes,
@@ -456,6 +471,7 @@ mod tests {
             learners: Vec::new(),
             is_changing: false,
             databases: databases.iter().map(standing).collect(),
+            unheld: Vec::new(),
             replicas: Vec::new(),
         }
     }

@@ -207,7 +207,7 @@ fn durability_is_set_by_any_node() {
         status(at)["databases"][0]["durability"] == "quorum"
     });
     let error = fails(at, &["cluster", "durability", "maybe"]);
-    assert!(error.contains("\"maybe\" is not a durability"), "{error}");
+    assert!(error.contains("`maybe` is not a durability"), "{error}");
 }
 
 #[test]

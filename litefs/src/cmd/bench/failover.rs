@@ -5,8 +5,8 @@
 //! | a kill | from SIGKILL of the primary, which is being written, until an INSERT succeeds on a connection that a program on another node had open before |
 //! | a handoff | the longest time in which no writer on any node had a transaction acknowledged, while the role moves |
 //!
-//! At the end every row that was acknowledged is looked for. `quorum` may lose none; `async` may lose what no other node
-//! had yet when a primary was killed.
+//! At the end every row that was acknowledged is looked for. `quorum` may lose none; the others may lose what
+//! no other node had yet when a primary was killed.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use super::load::{Rows, Writers};
 use super::nodes::{DB, Nodes, check_host};
 use super::report::Distribution;
 use super::{is_interrupted, stop_on_signals, wait_until};
+use crate::config::{DURABILITY_REMEDY, parse_durability};
 
 /// How long the primary is written before it is killed.
 const LOAD: Duration = Duration::from_millis(300);
@@ -43,7 +44,7 @@ pub(super) struct Args {
     /// Nodes of the cluster, at least 3.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
     nodes: u8,
-    /// When commits return: async or quorum.
+    /// When commits return: async, quorum, or bounded:500ms,100.
     #[arg(long, value_name = "VALUE", default_value = "async")]
     durability: String,
     /// Where a directory for the cluster is made; the system's directory for temporary files if not given.
@@ -65,12 +66,7 @@ struct Outcome {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<i32> {
     check_host()?;
-    if crate::http::cluster::parse_durability(&args.durability).is_none() {
-        bail!(
-            "{:?} is not a durability: choose async or quorum",
-            args.durability
-        );
-    }
+    parse_durability(&args.durability).context(DURABILITY_REMEDY)?;
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let parent =
         std::path::absolute(&parent).with_context(|| format!("find {}", parent.display()))?;
@@ -87,7 +83,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<i32> {
         print!("{}", outcome.show(args));
     }
     end?;
-    let must_keep = args.durability != "async";
+    let must_keep = args.durability == "quorum";
     if outcome.failed > 0 || must_keep && outcome.missing > 0 {
         bail!(
             "{} transactions failed, {} acknowledged rows are missing",
