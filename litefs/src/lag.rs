@@ -65,16 +65,22 @@ impl Lag {
     /// Heartbeats come every second while nothing happens, so an idle replica that hears its primary is at zero.
     #[must_use]
     pub fn ms(&self, is_primary: bool) -> i64 {
+        self.known_ms(is_primary).unwrap_or(UNKNOWN_MS)
+    }
+
+    /// Returns the same, or nothing before the first synchronisation.
+    #[must_use]
+    pub fn known_ms(&self, is_primary: bool) -> Option<i64> {
         if is_primary {
-            return 0;
+            return Some(0);
         }
         if self.level_ms.load(Ordering::Relaxed) == 0 {
-            return UNKNOWN_MS;
+            return None;
         }
         let silent = clock::wall_ms() - self.level_here_ms.load(Ordering::Relaxed);
         let behind = self.primary_ms() - self.level_ms.load(Ordering::Relaxed);
         let silent = if silent <= HEARTBEAT_MS { 0 } else { silent };
-        behind.max(silent).clamp(0, UNKNOWN_MS - 1)
+        Some(behind.max(silent).clamp(0, UNKNOWN_MS - 1))
     }
 }
 

@@ -8,14 +8,28 @@
 use std::ffi::OsString;
 
 /// Flags with a value.
-const VALUED: [&str; 5] = ["config", "name", "url", "wait", "with-halt-lock-on"];
+const VALUED: [&str; 12] = [
+    "config",
+    "db",
+    "dir",
+    "durability",
+    "handoffs",
+    "kills",
+    "name",
+    "nodes",
+    "to",
+    "url",
+    "wait",
+    "with-halt-lock-on",
+];
 
 /// Flags without. `-v` is short and needs no change.
-const SWITCHES: [&str; 10] = [
+const SWITCHES: [&str; 11] = [
     "debug",
     "fuse.debug",
     "help",
     "if-candidate",
+    "json",
     "no-expand-env",
     "promote",
     "skip-unmount",

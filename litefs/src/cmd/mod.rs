@@ -3,11 +3,16 @@
 //! Flags may be written as LiteFS writes them, `-config x` ([`dashes`]). Exit codes are in
 //! [`crate::exit`]. Errors are printed here, once, with their whole chain.
 
+mod bench;
+mod cluster;
 mod dashes;
 mod export;
+mod handoff;
 mod import;
 mod mount;
 mod run;
+mod status;
+mod table;
 mod version;
 
 use crate::config::NodeUrl;
@@ -29,6 +34,11 @@ enum Command {
     Run(run::Args),
     Export(export::Args),
     Import(import::Args),
+    Status(status::Args),
+    Cluster(cluster::Args),
+    Handoff(handoff::HandoffArgs),
+    Promote(handoff::PromoteArgs),
+    Bench(bench::Args),
     Version(version::Args),
 }
 
@@ -55,6 +65,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
         Command::Run(args) => run::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
+        Command::Handoff(args) => handoff::handoff(&args),
+        Command::Promote(args) => handoff::promote(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Version(args) => version::run(&args),
     };
     end.unwrap_or_else(|error| {

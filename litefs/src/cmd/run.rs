@@ -3,8 +3,10 @@
 use super::NodeArgs;
 use crate::exec::ExecError;
 use crate::http::client::{Client, ClientError};
+use crate::http::cluster::Peer;
 use crate::http::info::NodeInfo;
 use anyhow::bail;
+use hyper::StatusCode;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -12,6 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the handoff of the primary's role may take.
+const PROMOTE: Duration = Duration::from_secs(30);
 
 /// Run a program once the mount is ready.
 ///
@@ -64,21 +68,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<i32> {
 
 async fn decide(args: &Args) -> anyhow::Result<Decision> {
     args.say("waiting for the node to be ready");
-    let info = wait_until_ready(&Client::new(args.node.url.clone()), args.wait).await?;
+    let client = Client::new(args.node.url.clone());
+    let info = wait_until_ready(&client, args.wait).await?;
     if args.if_candidate && !info.candidate {
         return Ok(Decision::Skip);
     }
     if args.promote && !info.is_primary {
-        let primary = info
-            .primary
-            .map_or("unknown".to_owned(), |primary| primary.hostname);
-        bail!(
-            "-promote needs election, which is not in this version: \
-             run the program on the primary (hostname {primary})"
-        );
+        args.say("making this node the primary");
+        promote(&client, info.primary.map(|primary| primary.hostname)).await?;
     }
     args.say("node is ready, starting the program");
     Ok(Decision::Exec)
+}
+
+/// Makes the node the primary; writes are open then.
+async fn promote(client: &Client, primary: Option<String>) -> anyhow::Result<()> {
+    let promoted = tokio::time::timeout(PROMOTE, client.post_json::<Peer>("/promote")).await;
+    match promoted {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(ClientError::Status { status, .. })) if status == StatusCode::NOT_FOUND => bail!(
+            "-promote: the primary is fixed (lease.type: static): run the program on the primary (hostname {})",
+            primary.as_deref().unwrap_or("unknown")
+        ),
+        Ok(Err(error)) => Err(anyhow::Error::from(error).context("-promote")),
+        Err(_) => bail!("-promote: no answer within {PROMOTE:?}: see `litefs status`"),
+    }
 }
 
 /// Asks again and again until the node says that it is ready, or `limit` has passed.
@@ -207,9 +221,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn promote_is_nothing_to_do_on_the_primary_and_refused_elsewhere() {
+    async fn promote_is_nothing_to_do_on_the_primary_and_refused_where_that_is_fixed() {
         assert_eq!(decided("-promote", primary()).await, Ok(Decision::Exec));
-        let want = "-promote needs election, which is not in this version: \
+        let want = "-promote: the primary is fixed (lease.type: static): \
                     run the program on the primary (hostname db1)";
         assert_eq!(decided("-promote", replica()).await, Err(want.to_owned()));
     }

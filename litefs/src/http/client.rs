@@ -22,8 +22,13 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the body of a request waits for the node to ask for it.
 pub const CONTINUE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Marks a request that a node passed on.
+pub const RELAYED: &str = "litefs-relayed";
+
 /// How much of an error's or an `/info`'s body is read.
 const MAX_SMALL_BODY_LEN: usize = 64 << 10;
+/// The same of an answer about all databases.
+const MAX_LARGE_BODY_LEN: usize = 64 << 20;
 
 /// A request that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -148,12 +153,64 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<T, ClientError> {
-        let body = Limited::new(self.get(path).await?.into_body(), MAX_SMALL_BODY_LEN);
-        let body = body
-            .collect()
+        let answer = self.get(path).await?;
+        self.read_json(Method::GET, path, answer, MAX_SMALL_BODY_LEN)
             .await
-            .map_err(|e| self.exchange(Method::GET, path, e))?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|e| self.exchange(Method::GET, path, e))
+    }
+
+    /// Sends a GET and reads the answer as JSON, which may be about all databases.
+    ///
+    /// # Errors
+    /// As [`Self::get_json`].
+    pub async fn get_large_json<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<T, ClientError> {
+        let answer = self.get(path).await?;
+        self.read_json(Method::GET, path, answer, MAX_LARGE_BODY_LEN)
+            .await
+    }
+
+    /// Sends a POST without a body and reads the answer as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::get_json`].
+    pub async fn post_json<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<T, ClientError> {
+        let request = self.request(Method::POST, path, Empty::<Bytes>::new())?;
+        let answer = self.send(request).await?;
+        self.read_json(Method::POST, path, answer, MAX_SMALL_BODY_LEN)
+            .await
+    }
+
+    /// Passes a POST without a body on for another client; says so in a header, so that it is not passed on again.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; an answer that is too large.
+    pub async fn relay(&self, path: &str) -> Result<Bytes, ClientError> {
+        let mut request = self.request(Method::POST, path, Empty::<Bytes>::new())?;
+        request
+            .headers_mut()
+            .insert(RELAYED, HeaderValue::from_static("1"));
+        let answer = self.send(request).await?;
+        let body = Limited::new(answer.into_body(), MAX_SMALL_BODY_LEN);
+        let body = body.collect().await;
+        body.map(http_body_util::Collected::to_bytes)
+            .map_err(|e| self.exchange(Method::POST, path, e))
+    }
+
+    async fn read_json<T: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        answer: Response<Incoming>,
+        max_len: usize,
+    ) -> Result<T, ClientError> {
+        let body = Limited::new(answer.into_body(), max_len).collect().await;
+        let body = body.map_err(|e| self.exchange(method.clone(), path, e))?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|e| self.exchange(method, path, e))
     }
 
     fn request<B>(&self, method: Method, path: &str, body: B) -> Result<Request<B>, ClientError> {

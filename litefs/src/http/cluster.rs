@@ -6,29 +6,40 @@
 //! | `GET /v1/cluster` | who is there, as this node knows |
 //! | `POST /v1/cluster/fence` | the winner of an election: take nothing from older tenures, and say what you have |
 //! | `POST /v1/cluster/join` | take me in, or learn my new address |
-//! | `POST /v1/cluster/remove?node=` | take a node out |
+//! | `POST /v1/cluster/add?url=` | take the node there in, unless it belongs to another cluster |
+//! | `POST /v1/cluster/invite` | to a node: join the cluster of whoever says so |
+//! | `POST /v1/cluster/remove?node=` | take a node out; the primary hands its role over first |
 //! | `POST /v1/cluster/opened` | the primary: writes are open, follow me |
 //! | `POST /v1/cluster/accepted` | to the primary: I have, on disk, all that your tenure began with |
 //! | `POST /v1/cluster/durability?value=&db=` | when commits return: `async`, `bounded` or `quorum`; of one database, or of all |
 //! | `POST /handoff?node=` | give the primary's role to another node |
 //! | `POST /promote` | take the primary's role |
+//!
+//! What only the primary can do (`add`, `remove`, `durability`, `handoff`) another node passes on to it, once.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use consensus::Durability;
 use serde::{Deserialize, Serialize};
 
+use super::client::{Client, ClientError, RELAYED};
 use super::error::NodeError;
-use crate::config::{DURABILITY_REMEDY, parse_durability};
+use crate::config::{DURABILITY_REMEDY, NodeUrl, parse_durability};
 
 /// Most bytes of one message of Raft's: it carries membership and settings, no data.
 const MAX_RAFT_LEN: usize = 8 << 20;
+/// How long the primary has for a request that is passed on to it: a handoff may be part of it.
+const RELAY: Duration = Duration::from_secs(30);
 
 /// A node as others see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +84,9 @@ pub struct Overview {
     pub voters: Vec<Peer>,
     /// Members that do not vote yet.
     pub learners: Vec<Peer>,
+    /// Whether voters are being changed: until that is done, it takes a majority of the old ones too.
+    #[serde(default)]
+    pub is_changing: bool,
     /// How many databases it has.
     pub database_count: u64,
     /// Databases whose commits should wait and do not here, until the programs that have them open open them again.
@@ -137,6 +151,27 @@ pub struct JoinReply {
     pub cluster_id: String,
 }
 
+/// Body of `POST /v1/cluster/invite`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Invitation {
+    /// Identity of the cluster.
+    #[serde(rename = "clusterID")]
+    pub cluster_id: String,
+    /// Where its primary is.
+    pub url: String,
+}
+
+/// Answer of `POST /v1/cluster/add`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Added {
+    /// The node.
+    pub node: Peer,
+    /// Whether it will vote, once it is level; else it only follows.
+    pub is_candidate: bool,
+}
+
 /// An answer that takes a while.
 pub type Answering<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
 
@@ -150,6 +185,12 @@ pub trait ClusterApi: Send + Sync + 'static {
     fn fence(&self, request: FenceRequest) -> Answering<'_, FenceReply>;
     /// Takes a node in, or learns its new address.
     fn join(&self, request: JoinRequest) -> Answering<'_, JoinReply>;
+    /// Tells the node at an address to join.
+    fn add(&self, url: String) -> Answering<'_, Added>;
+    /// Joins the cluster that asks for it.
+    fn invite(&self, invitation: Invitation) -> Result<(), NodeError>;
+    /// Where the primary is, if it is known and not this node.
+    fn primary_elsewhere(&self) -> Option<String>;
     /// Takes a node out.
     fn remove(&self, node: u64) -> Answering<'_, ()>;
     /// Hears that a primary takes writes now.
@@ -172,17 +213,22 @@ type Node = Arc<dyn ClusterApi>;
 
 /// Makes the routes.
 pub fn router(node: Node) -> Router {
+    let for_primary = Router::new()
+        .route("/v1/cluster/add", post(add))
+        .route("/v1/cluster/remove", post(remove))
+        .route("/v1/cluster/durability", post(durability))
+        .route("/handoff", post(handoff))
+        .layer(from_fn_with_state(node.clone(), to_primary));
     Router::new()
         .route("/v1/raft", post(raft))
         .route("/v1/cluster", get(overview))
         .route("/v1/cluster/fence", post(fence))
         .route("/v1/cluster/join", post(join))
-        .route("/v1/cluster/remove", post(remove))
+        .route("/v1/cluster/invite", post(invite))
         .route("/v1/cluster/opened", post(opened))
         .route("/v1/cluster/accepted", post(accepted))
-        .route("/v1/cluster/durability", post(durability))
-        .route("/handoff", post(handoff))
         .route("/promote", post(promote))
+        .merge(for_primary)
         .layer(DefaultBodyLimit::max(MAX_RAFT_LEN))
         .with_state(node)
 }
@@ -234,6 +280,61 @@ async fn join(
     Json(request): Json<JoinRequest>,
 ) -> Result<Json<JoinReply>, NodeError> {
     node.join(request).await.map(Json)
+}
+
+/// Passes a request on to the primary, unless that is this node or nobody, or it was passed on already.
+async fn to_primary(State(node): State<Node>, request: Request, next: Next) -> Response {
+    match node.primary_elsewhere() {
+        Some(url) if !request.headers().contains_key(RELAYED) => {
+            let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+            relay(&url, path)
+                .await
+                .unwrap_or_else(NodeError::into_response)
+        }
+        _ => next.run(request).await,
+    }
+}
+
+async fn relay(url: &str, path: &str) -> Result<Response, NodeError> {
+    let not_ready = |why: String| NodeError::NotReady(format!("the primary at {url}: {why}"));
+    let node = url
+        .parse::<NodeUrl>()
+        .map_err(|e| not_ready(e.to_string()))?;
+    let client = Client::new(node);
+    let (status, body) = match tokio::time::timeout(RELAY, client.relay(path)).await {
+        Ok(Ok(body)) => (StatusCode::OK, body),
+        Ok(Err(ClientError::Status { status, body, .. })) => (status, body.into()),
+        Ok(Err(error)) => return Err(not_ready(crate::store::chain(&error))),
+        Err(_) => return Err(not_ready(format!("no answer within {RELAY:?}"))),
+    };
+    let kind = HeaderValue::from_static("application/json");
+    Ok((status, [(header::CONTENT_TYPE, kind)], body).into_response())
+}
+
+#[derive(Deserialize)]
+struct UrlQuery {
+    url: Option<String>,
+}
+
+async fn add(
+    State(node): State<Node>,
+    Query(query): Query<UrlQuery>,
+) -> Result<Json<Added>, NodeError> {
+    let url = query.url.filter(|url| !url.is_empty());
+    let url = url.ok_or(NodeError::MissingParameter("url"))?;
+    let url = url.parse::<NodeUrl>().map_err(|e| NodeError::Conflict {
+        what: e.to_string(),
+        remedy: "give the address that is lease.advertise-url of the node".to_owned(),
+    })?;
+    node.add(url.to_string()).await.map(Json)
+}
+
+async fn invite(
+    State(node): State<Node>,
+    Json(invitation): Json<Invitation>,
+) -> Result<Json<serde_json::Value>, NodeError> {
+    node.invite(invitation)?;
+    Ok(Json(serde_json::json!({})))
 }
 
 async fn remove(

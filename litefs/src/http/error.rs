@@ -117,7 +117,7 @@ impl NodeError {
             NodeError::BadNodeId(_) => "take one from GET /v1/cluster: 16 hex digits".to_owned(),
             NodeError::Conflict { remedy, .. } => remedy.clone(),
             NodeError::NoEndpoint(_) => {
-                "there are GET /info, /export, /events, /metrics, /debug/vars, and POST /import"
+                "there are GET /info, /export, /events, /metrics, /v1/status, /debug/vars, and POST /import"
                     .to_owned()
             }
             NodeError::NotFound(_) => "list the databases with GET /debug/vars".to_owned(),

@@ -1,7 +1,7 @@
 //! `GET /events`: newline-delimited JSON, in LiteFS's shape.
 //!
-//! `init` once, then `tx` for every transaction that became visible here and `primaryChange` for every change of
-//! primary. An empty line every few seconds is the heartbeat: JSON readers, LiteFS's own clients among them, pass
+//! `init` once, then `tx` for every transaction that became visible here, `primaryChange` when this node's role or its
+//! primary changes, and `epochChange`, which LiteFS does not have, when a new tenure is heard of. An empty line every few seconds is the heartbeat: JSON readers, LiteFS's own clients among them, pass
 //! over it, and a connection that has gone dead is noticed. A reader that falls behind the buffer is disconnected.
 
 use std::convert::Infallible;
@@ -41,6 +41,11 @@ pub enum Event {
         /// Its host name, if there is one.
         hostname: Option<String>,
     },
+    /// A new tenure began.
+    EpochChange {
+        /// Its number.
+        epoch: u64,
+    },
 }
 
 impl Event {
@@ -67,6 +72,9 @@ impl Event {
                 is_primary,
                 hostname,
             } => primary("primaryChange", *is_primary, hostname.as_deref()),
+            Event::EpochChange { epoch } => {
+                json!({ "type": "epochChange", "data": { "epoch": epoch } })
+            }
         }
     }
 }

@@ -48,6 +48,27 @@ impl MetricsText {
         self.sample(name, &[], value);
     }
 
+    /// Adds a counter without labels.
+    pub fn count(&mut self, name: &str, help: &str, value: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus knows only f64")]
+        let value = value as f64;
+        self.single(name, MetricKind::Counter, help, value);
+    }
+
+    /// Adds a histogram: upper bounds with the counts up to them, the last of which is for all.
+    pub fn histogram(&mut self, name: &str, help: &str, buckets: &[(f64, u64)], sum: f64) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (bound, count) in buckets {
+            let bound = match bound.is_finite() {
+                true => bound.to_string(),
+                false => "+Inf".to_owned(),
+            };
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let count = buckets.last().map_or(0, |(_, count)| *count);
+        let _ = writeln!(self.0, "{name}_sum {sum}\n{name}_count {count}");
+    }
+
     /// Returns the text.
     #[must_use]
     pub fn into_text(self) -> String {
@@ -58,6 +79,16 @@ impl MetricsText {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn histograms_end_with_all() {
+        let mut text = MetricsText::default();
+        text.histogram("w", "waits", &[(0.5, 1), (f64::INFINITY, 3)], 2.5);
+        assert_eq!(
+            text.into_text(),
+            "# HELP w waits\n# TYPE w histogram\nw_bucket{le=\"0.5\"} 1\nw_bucket{le=\"+Inf\"} 3\nw_sum 2.5\nw_count 3\n"
+        );
+    }
 
     #[test]
     fn text_is_escaped() {

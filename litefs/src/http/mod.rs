@@ -7,6 +7,7 @@ pub mod events;
 pub mod info;
 pub mod metrics;
 pub mod server;
+pub mod status;
 pub mod stream;
 
 pub use error::NodeError;

@@ -8,6 +8,8 @@
 //! | `GET /events` | what happens, see `events` |
 //! | `GET /metrics` | Prometheus |
 //! | `GET /debug/vars` | positions, here and on replicas |
+//!
+//! Others are in `cluster` and `status`.
 
 use std::future::Future;
 use std::io::{self, Read};
@@ -459,6 +461,27 @@ fn metrics_text(server: &Server) -> String {
         text.sample("litefs_db_txid", &[("db", db.as_str())], number(pos));
     }
     let listed = replicas.list();
+    let ours: std::collections::HashMap<&DbName, u64> =
+        databases.iter().map(|(db, pos)| (db, pos.txid.0)).collect();
+    let name = "litefs_replica_db_lag_transactions";
+    text.family(
+        name,
+        gauge,
+        "Transactions that a replica has not shown yet.",
+    );
+    for replica in listed.iter().filter(|r| r.is_connected) {
+        for (db, state) in &replica.dbs {
+            let behind = ours
+                .get(db)
+                .copied()
+                .unwrap_or(0)
+                .saturating_sub(state.acked.pos.txid.0);
+            #[expect(clippy::cast_precision_loss, reason = "Prometheus knows only f64")]
+            let behind = behind as f64;
+            let labels = [("node", replica.hostname.as_str()), ("db", db.as_str())];
+            text.sample(name, &labels, behind);
+        }
+    }
     for (name, help) in [
         (
             "litefs_replica_db_txid",

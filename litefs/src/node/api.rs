@@ -5,12 +5,14 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::{Notify, broadcast};
 
+use super::election::Election;
 use super::ports::Ports;
 use crate::db::Db;
 use crate::http::{
@@ -35,6 +37,7 @@ pub(super) struct Api {
     pub(super) events: broadcast::Sender<Event>,
     /// Told that somebody listens to the events.
     pub(super) listeners: Arc<Notify>,
+    pub(super) election: Option<Arc<Election>>,
 }
 
 impl Api {
@@ -310,6 +313,45 @@ impl NodeApi for Api {
             "Replicas that follow this node.",
             connected,
         );
+        text.count(
+            "litefs_role_changes_total",
+            "How often this node became primary, or ceased to be.",
+            self.ports.role_changes.load(Ordering::Relaxed),
+        );
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus knows only f64")]
+        let epoch = self.ports.role.borrow().epoch as f64;
+        let help = "Newest tenure of a primary that this node heard of.";
+        text.single("litefs_epoch", MetricKind::Gauge, help, epoch);
+        if let Some(election) = &self.election {
+            election.metrics(text);
+        }
+    }
+}
+
+/// Sends an event for every change of the primary.
+pub(super) async fn publish_roles(
+    ports: Arc<Ports>,
+    events: broadcast::Sender<Event>,
+    hostname: String,
+) {
+    let mut roles = ports.role.subscribe();
+    let mut last = roles.borrow_and_update().clone();
+    while roles.changed().await.is_ok() {
+        let now = roles.borrow_and_update().clone();
+        // Nobody listening is not an error.
+        if now.epoch != last.epoch {
+            let _ = events.send(Event::EpochChange { epoch: now.epoch });
+        }
+        if (now.is_primary, &now.followed) != (last.is_primary, &last.followed) {
+            let _ = events.send(Event::PrimaryChange {
+                is_primary: now.is_primary,
+                hostname: match now.is_primary {
+                    true => Some(hostname.clone()),
+                    false => now.followed.clone(),
+                },
+            });
+        }
+        last = now;
     }
 }
 

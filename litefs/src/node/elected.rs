@@ -17,6 +17,7 @@ use super::peers::Peers;
 use super::quorum::Quorum;
 use super::resolve::Resolver;
 use super::roles::Roles;
+use super::waits::Measured;
 use crate::config::{Resolved, Role};
 use crate::http::cluster::ClusterApi;
 use crate::replication::replicas::Replicas;
@@ -72,7 +73,8 @@ impl Elected {
         let cluster = cluster.await.context("open the files of the election")?;
         let quorum = Quorum::new(ports.node.clone(), cluster.clone());
         replicas.set_listener(quorum.clone());
-        let _ = ports.node.gate.set(quorum.clone());
+        let waits = Measured::new(quorum.clone());
+        let _ = ports.node.gate.set(waits.clone());
         Ok(Elected {
             election: Arc::new(Election {
                 cluster,
@@ -82,9 +84,11 @@ impl Elected {
                 peers,
                 replicas,
                 quorum,
+                waits,
                 target,
                 given_up: AtomicU64::new(0),
                 unfenced: AtomicBool::new(false),
+                outsider: AtomicBool::new(false),
                 handing_over: tokio::sync::Mutex::new(()),
                 last_failure: Mutex::new(None),
                 trying: Mutex::new(None),
@@ -101,6 +105,10 @@ impl Elected {
             joining: self.joining.clone(),
             is_candidate: self.is_candidate(),
         })
+    }
+
+    pub(super) fn election(&self) -> Arc<Election> {
+        self.election.clone()
     }
 
     fn is_candidate(&self) -> bool {
@@ -123,6 +131,7 @@ impl Elected {
             is_candidate: self.is_candidate(),
             joining: self.joining.clone(),
             durability: self.config.durability,
+            followed_at: std::time::Instant::now(),
             wants_role: self.config.lease.election.promote && self.is_candidate(),
         };
         tokio::spawn(members.run());

@@ -30,10 +30,11 @@ use super::ports::Ports;
 use super::quorum::Quorum;
 use super::roles::Roles;
 use super::takeover::{self, Report, Wanted};
+use super::waits::Measured;
 use crate::db::{Db, DbError};
-use crate::http::HttpDial;
 use crate::http::cluster::{FenceReply, FenceRequest, Peer, show_id};
 use crate::http::cluster::{Standing as StandingText, parse_id};
+use crate::http::{HttpDial, MetricKind, MetricsText};
 use crate::replication::receive::{ReceiveConfig, Receiver};
 use crate::replication::replicas::Replicas;
 use crate::replication::{DbName, Sink};
@@ -63,12 +64,15 @@ pub(super) struct Election {
     pub(super) peers: Peers,
     pub(super) replicas: Arc<Replicas>,
     pub(super) quorum: Arc<Quorum>,
+    pub(super) waits: Arc<Measured>,
     /// Whom the receiver follows.
     pub(super) target: watch::Sender<Option<String>>,
     /// Epoch of which this node has given the role away, or is about to.
     pub(super) given_up: AtomicU64,
     /// Databases whose programs have not ended their transactions.
     pub(super) unfenced: AtomicBool,
+    /// Raft says nothing to this node any more: it was removed, and follows without a vote.
+    pub(super) outsider: AtomicBool,
     pub(super) handing_over: tokio::sync::Mutex<()>,
     pub(super) last_failure: Mutex<Option<String>>,
     /// Since when it tries to open writes, and in which tenure.
@@ -93,6 +97,30 @@ impl Election {
             self.given_up.load(Ordering::Acquire) < lease.epoch
                 && *self.ports.seen_epoch.read() <= lease.epoch
         })
+    }
+
+    /// Adds what is to be watched of elections and commits that wait. Blocks for a moment.
+    pub(super) fn metrics(&self, text: &mut MetricsText) {
+        let left = self.lease().map_or(0.0, |lease| {
+            let left = lease.until.saturating_duration_since(Instant::now());
+            left.as_secs_f64()
+        });
+        text.single(
+            "litefs_lease_remaining_seconds",
+            MetricKind::Gauge,
+            "For how long this node may act as the primary unless a majority answers again; 0 where it may not.",
+            left,
+        );
+        let doubtful = self.ports.store.all();
+        let doubtful = doubtful.iter().filter(|db| db.is_in_doubt()).count();
+        let kept = self.doubtful.lock().len();
+        text.single(
+            "litefs_commits_in_doubt",
+            MetricKind::Gauge,
+            "Databases that are read-only until it is known whether a quorum has their last commit.",
+            f64::from(u32::try_from(doubtful.max(kept)).unwrap_or(u32::MAX)),
+        );
+        self.waits.metrics(text);
     }
 
     /// Runs until the process ends.
@@ -190,7 +218,15 @@ impl Election {
         }
     }
 
+    /// Whether what Raft last said here is of no use any more.
+    pub(super) fn is_outsider(&self) -> bool {
+        self.outsider.load(Ordering::Acquire)
+    }
+
     fn follow(&self, view: &View) {
+        if self.is_outsider() {
+            return; // `members` knows whom to follow
+        }
         let Some((id, leader)) = &view.leader else {
             return; // whom we follow may be cut off from a quorum, and still be heard here
         };

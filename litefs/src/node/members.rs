@@ -3,6 +3,9 @@
 //! A node without Raft's files looks at its peers. If one is a member of a cluster, it follows that cluster's primary and
 //! asks to be taken in, which happens once it has all that the primary has (INV-ELECT-3). If none is, and all have
 //! answered, the one with the most databases (then the lowest id) begins a cluster of itself, and the others join it.
+//!
+//! Who was removed knows it from the primary, which lists it no more: it follows as long as it runs, and asks to be taken
+//! in only once it is invited (`litefs cluster add`). A node joins no cluster but its own, whoever invites it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use super::election::{Election, peer};
 use super::resolve::Resolver;
 use crate::config::NodeUrl;
 use crate::http::NodeError;
-use crate::http::cluster::{JoinReply, JoinRequest, Overview, parse_id, show_id};
+use crate::http::cluster::{Invitation, JoinReply, JoinRequest, Overview, parse_id, show_id};
 use crate::replication::Sink;
 
 const LOOK: Duration = Duration::from_millis(200);
@@ -25,10 +28,14 @@ const FORGET: Duration = Duration::from_secs(10);
 /// How long a better candidate must have been there before it gets the role.
 const PREFER_AFTER: Duration = Duration::from_secs(5);
 
-/// Nodes that want to be members.
+/// A member that does not follow anybody for so long looks around, though Raft knew a leader.
+const LOST: Duration = Duration::from_secs(3);
+
+/// Nodes that want to be members, and who wants this one.
 #[derive(Debug, Default)]
 pub(super) struct Joining {
     asked: Mutex<HashMap<NodeId, (Member, Instant)>>,
+    invitation: Mutex<Option<Invitation>>,
 }
 
 /// What this node knows of the nodes it was told of.
@@ -41,6 +48,8 @@ pub(super) struct Members {
     pub(super) wants_role: bool,
     /// What a cluster that this node begins starts with.
     pub(super) durability: Durability,
+    /// When it last followed somebody, or was primary.
+    pub(super) followed_at: Instant,
 }
 
 impl Members {
@@ -65,23 +74,36 @@ impl Members {
         }
     }
 
-    async fn look(&self) -> anyhow::Result<()> {
-        let election = &self.election;
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let election = self.election.clone();
         let view = election.cluster.view();
-        if election.ports.node.is_primary() {
+        let is_primary = election.ports.node.is_primary();
+        let is_connected = election.ports.is_connected.load(Ordering::Acquire);
+        if is_primary || is_connected {
+            self.followed_at = Instant::now();
+        }
+        if is_primary {
+            self.settled();
             return self.take_in(&view).await;
         }
         let is_member = view.voters.get(&election.node_id()) == Some(&election.me);
-        let is_led = is_member && view.leader.is_some();
-        if is_led || is_member && election.ports.is_connected.load(Ordering::Acquire) {
+        let is_led = view.leader.is_some() && self.followed_at.elapsed() < LOST;
+        let invitation = self.joining.invitation.lock().clone();
+        let is_content = is_connected || is_led && !election.is_outsider();
+        if is_member && is_content && invitation.is_none() {
             return Ok(());
         }
-        let overviews = self.ask_all(&view).await;
+        let overviews = self.ask_all(&view, invitation.as_ref()).await;
+        let ours = Sink::cluster_id(&*election.ports);
+        let wanted = ours
+            .clone()
+            .or(invitation.as_ref().map(|i| i.cluster_id.clone()));
+        let is_of_another = |o: &&Overview| ours.is_none() && o.cluster_id != wanted;
         let others: Vec<&Overview> = overviews
             .iter()
             .filter_map(|(_, o)| o.as_ref().ok())
+            .filter(|o| invitation.is_none() || !is_of_another(o))
             .collect();
-        let ours = Sink::cluster_id(&*election.ports);
         if let Some(other) = others
             .iter()
             .find(|o| o.cluster_id.is_some() && ours.is_some() && o.cluster_id != ours)
@@ -101,8 +123,29 @@ impl Members {
         if let Some(primary) = newest.and_then(|o| o.primary.as_ref())
             && primary.id != show_id(election.node_id())
         {
-            if view.leader.is_none() {
+            let own_word = others
+                .iter()
+                .find(|o| o.is_primary && o.node.id == primary.id);
+            let is_listed = own_word.is_some_and(|o| lists(o, &show_id(election.node_id())));
+            let is_removed = own_word.is_some() && !is_listed && has_had_a_vote(&view);
+            election.outsider.store(is_removed, Ordering::Release);
+            if view.leader.is_none() || is_removed {
                 election.follow_url(&primary.url);
+            }
+            let is_voter = own_word.is_some_and(|o| {
+                let me = show_id(election.node_id());
+                o.voters.iter().any(|p| p.id == me)
+            });
+            if is_voter || !self.is_candidate {
+                self.settled();
+            }
+            if self.is_candidate && is_removed && invitation.is_none() {
+                anyhow::bail!(
+                    "this node was removed from cluster {}: it follows {} without a vote; stop it, or take it in again (litefs cluster add {})",
+                    ours.unwrap_or_default(),
+                    primary.hostname,
+                    election.me.url
+                );
             }
             if self.is_candidate {
                 self.ask_to_join(&primary.url).await?;
@@ -115,7 +158,16 @@ impl Members {
         self.begin(&overviews).await
     }
 
-    async fn ask_all(&self, view: &View) -> Vec<(String, anyhow::Result<Overview>)> {
+    /// What an invitation was for is done.
+    fn settled(&self) {
+        *self.joining.invitation.lock() = None;
+    }
+
+    async fn ask_all(
+        &self,
+        view: &View,
+        invitation: Option<&Invitation>,
+    ) -> Vec<(String, anyhow::Result<Overview>)> {
         let election = &self.election;
         let found = self.peers.iter().map(|peer| self.resolver.nodes(peer));
         let found = futures_util::future::join_all(found).await;
@@ -125,6 +177,11 @@ impl Members {
                 Ok(nodes) => urls.extend(nodes.iter().map(ToString::to_string)),
                 Err(error) => answers.push((peer.to_string(), Err(error))),
             }
+        }
+        if let Some(invitation) = invitation
+            && !urls.contains(&invitation.url)
+        {
+            urls.push(invitation.url.clone());
         }
         for (id, member) in view.voters.iter().chain(&view.learners) {
             if *id != election.node_id() && !urls.contains(&member.url) {
@@ -317,7 +374,29 @@ impl Members {
     }
 }
 
+fn lists(overview: &Overview, id: &str) -> bool {
+    let mut members = overview.voters.iter().chain(&overview.learners);
+    members.any(|member| member.id == id)
+}
+
+/// Whether this node's own log has made it a voter, or has members and does not have this node among them.
+fn has_had_a_vote(view: &View) -> bool {
+    let is =
+        |members: &std::collections::BTreeMap<NodeId, Member>| members.contains_key(&view.node_id);
+    is(&view.voters) || !view.voters.is_empty() && !is(&view.learners)
+}
+
 impl Joining {
+    /// Remembers who wants this node as a member.
+    pub(super) fn invited(&self, invitation: Invitation) {
+        *self.invitation.lock() = Some(invitation);
+    }
+
+    /// Forgets that a node asked.
+    pub(super) fn forget(&self, node: NodeId) {
+        self.asked.lock().remove(&node);
+    }
+
     /// Takes a request in, for the loop to see to.
     pub(super) fn ask(
         &self,

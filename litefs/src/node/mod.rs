@@ -16,7 +16,9 @@ mod ports;
 mod quorum;
 mod resolve;
 mod roles;
+mod status;
 mod takeover;
+mod waits;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -49,7 +51,7 @@ use data_dir::DataDir;
 pub use data_dir::steps;
 use elected::Elected;
 use lender::Lent;
-use ports::Ports;
+use ports::{Ports, RoleNow};
 use roles::Roles;
 
 /// How long programs have to end after they were asked to.
@@ -201,6 +203,15 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         has_own: AtomicBool::new(false),
         ready: watch::Sender::new(is_primary),
         is_connected: AtomicBool::new(false),
+        role: watch::Sender::new(RoleNow {
+            is_primary,
+            followed: None,
+            epoch: match is_primary {
+                true => STATIC_EPOCH,
+                false => data_dir.epoch(),
+            },
+        }),
+        role_changes: AtomicU64::new(0),
     });
     let (events, _) = broadcast::channel(1024);
     let listeners = Arc::new(tokio::sync::Notify::new());
@@ -217,16 +228,16 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             ..SendConfig::default()
         },
     );
-    let api = Arc::new(Api {
-        ports: ports.clone(),
-        hostname: hostname.clone(),
-        is_candidate: config.is_candidate(),
-        mount: config.fuse.dir.clone(),
-        replicas: replicas.clone(),
-        events: events.clone(),
-        listeners: listeners.clone(),
-    });
-    tokio::spawn(api::publish_events(ports.clone(), events, listeners));
+    tokio::spawn(api::publish_roles(
+        ports.clone(),
+        events.clone(),
+        hostname.clone(),
+    ));
+    tokio::spawn(api::publish_events(
+        ports.clone(),
+        events.clone(),
+        listeners.clone(),
+    ));
     let (target, targets) = watch::channel(None);
     let elected = match role.is_elected() {
         true => {
@@ -248,10 +259,28 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         let readers = Replicas::new(node.history.clone());
         Sender::new(Arc::new(Lent(ports.clone())), readers, config)
     });
+    let api = Arc::new(Api {
+        ports: ports.clone(),
+        hostname: hostname.clone(),
+        is_candidate: config.is_candidate(),
+        mount: config.fuse.dir.clone(),
+        replicas: replicas.clone(),
+        events,
+        listeners,
+        election: elected.as_ref().map(Elected::election),
+    });
+    let desk = status::Desk::new(
+        &config,
+        hostname.clone(),
+        ports.clone(),
+        replicas.clone(),
+        elected.as_ref().map(Elected::election),
+    )?;
     let server = Server::new(api, sender.clone(), lender);
     let (stop_http, http_stopped) = oneshot::channel::<()>();
     let http = {
-        let mut router = server.router();
+        let desk = crate::http::status::router(Arc::new(desk));
+        let mut router = server.router().merge(desk);
         if let Some(elected) = &elected {
             router = router.merge(crate::http::cluster::router(elected.api()));
         }

@@ -10,11 +10,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::http::cluster::{
-    FenceReply, FenceRequest, JoinReply, JoinRequest, Overview, Peer, show_id,
+    FenceReply, FenceRequest, Invitation, JoinReply, JoinRequest, Overview, Peer, show_id,
 };
+use crate::http::status::NodeStatus;
 
 /// How long a node may take to answer that is asked for what it knows.
 const ASK: Duration = Duration::from_secs(2);
+/// The same where somebody waits for the answers of all.
+const STATUS: Duration = Duration::from_secs(1);
 /// How long it may take to connect.
 const CONNECT: Duration = Duration::from_secs(1);
 
@@ -41,6 +44,12 @@ impl Peers {
         answer(&url, request).await
     }
 
+    /// What a node knows by itself.
+    pub(super) async fn status(&self, url: &str) -> anyhow::Result<NodeStatus> {
+        let url = format!("{}/v1/status?only=node", base(url));
+        answer(&url, self.http.get(&url).timeout(STATUS)).await
+    }
+
     pub(super) async fn fence(
         &self,
         url: &str,
@@ -52,6 +61,11 @@ impl Peers {
 
     pub(super) async fn join(&self, url: &str, request: &JoinRequest) -> anyhow::Result<JoinReply> {
         self.post(url, "/v1/cluster/join", request, ASK).await
+    }
+
+    pub(super) async fn invite(&self, url: &str, invitation: &Invitation) -> anyhow::Result<()> {
+        let invited = self.post(url, "/v1/cluster/invite", invitation, ASK).await;
+        invited.map(|_: serde_json::Value| ())
     }
 
     pub(super) async fn opened(&self, url: &str, request: &FenceRequest) -> anyhow::Result<()> {

@@ -47,9 +47,35 @@ pub(super) struct Ports {
     /// Whether the node has had everything its primary had, once.
     pub(super) ready: watch::Sender<bool>,
     pub(super) is_connected: AtomicBool,
+    /// Who is primary, for those who want to be told.
+    pub(super) role: watch::Sender<RoleNow>,
+    /// How often this node became primary, or ceased to be.
+    pub(super) role_changes: AtomicU64,
+}
+
+/// Who is primary, as this node knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct RoleNow {
+    pub(super) is_primary: bool,
+    /// Host name of another node that is followed.
+    pub(super) followed: Option<String>,
+    /// Newest tenure heard of.
+    pub(super) epoch: u64,
 }
 
 impl Ports {
+    /// Tells of a change.
+    pub(super) fn change_role(&self, change: impl FnOnce(&mut RoleNow)) {
+        self.role.send_if_modified(|role| {
+            let before = role.clone();
+            change(role);
+            if before.is_primary != role.is_primary {
+                self.role_changes.fetch_add(1, Ordering::Relaxed);
+            }
+            before != *role
+        });
+    }
+
     /// Returns the databases whose commits should wait and do not: programs opened their WALs before that was decided, and
     /// have kept them open since.
     pub(super) fn unheld(&self) -> Vec<String> {
@@ -357,6 +383,7 @@ impl Sink for Ports {
                 source: std::io::Error::other("epoch"),
             })?;
             *seen = epoch;
+            self.change_role(|role| role.epoch = role.epoch.max(epoch));
         }
         Ok(())
     }
@@ -473,6 +500,11 @@ impl Sink for Ports {
         self.followed_epoch.store(primary.epoch, Ordering::Release);
         self.is_connected.store(true, Ordering::Release);
         self.lag.set_primary(Some(primary.hostname.clone()));
+        self.change_role(|role| {
+            if !role.is_primary {
+                role.followed = Some(primary.hostname.clone());
+            }
+        });
         self.node.invalidate_name(".primary".as_ref());
         tracing::info!(primary = %primary.hostname, epoch = primary.epoch, "following the primary");
     }

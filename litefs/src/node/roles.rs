@@ -58,6 +58,9 @@ impl Roles {
         drop(seen);
         self.ports.lag.set_primary(None);
         node.invalidate_name(".primary".as_ref());
+        self.ports.change_role(|role| {
+            (role.is_primary, role.followed, role.epoch) = (true, None, epoch);
+        });
         self.ports.ready.send_replace(true);
         tracing::info!(epoch, "this node is the primary");
         Ok(true)
@@ -93,6 +96,7 @@ impl Roles {
             tracing::error!(db = %db.name(), error = chain(&error), "cannot take a database from its writers, will try again");
         }
         if was_primary {
+            self.ports.change_role(|role| role.is_primary = false);
             node.invalidate_name(".primary".as_ref());
             tracing::info!(
                 epoch = node.epoch.load(Ordering::Acquire),

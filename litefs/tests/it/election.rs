@@ -1,94 +1,11 @@
 //! Nodes that elect their primary: real processes and mounts, programs that keep their databases open throughout.
 
-use std::net::TcpListener;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
-use crate::harness::{Node, Options, PATIENCE, cannot_mount, checksum_of_pages, dump, wait_for};
-
-/// Nodes of one cluster.
-struct Cluster {
-    nodes: Vec<Node>,
-}
-
-impl Cluster {
-    /// Starts nodes on ports that the kernel chooses, and waits until all vote.
-    fn start(dir: &Path, count: usize, options: &Options) -> Cluster {
-        let listeners: Vec<TcpListener> = (0..count)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let ports: Vec<u16> = listeners
-            .iter()
-            .map(|l| l.local_addr().unwrap().port())
-            .collect();
-        drop(listeners);
-        let mut nodes: Vec<Node> = (0..count)
-            .map(|i| Node::elector(dir, i, &ports, options.clone()))
-            .collect();
-        for node in &mut nodes {
-            node.spawn();
-        }
-        for node in &mut nodes {
-            node.wait_until_ready();
-        }
-        let cluster = Cluster { nodes };
-        wait_for("all nodes to vote", || {
-            let answer = cluster.nodes[cluster.primary()].ask("GET", "/v1/cluster");
-            let answer = answer.unwrap_or_default();
-            let voters = answer.split("\"voters\":").nth(1).unwrap_or_default();
-            let voters = voters.split(']').next().unwrap_or_default();
-            voters.matches("\"id\"").count() == count
-        });
-        cluster
-    }
-
-    /// Returns the number of the node that takes writes, once there is one.
-    fn primary(&self) -> usize {
-        let mut found = None;
-        wait_for("a primary", || {
-            found = self.nodes.iter().position(Node::is_primary);
-            found.is_some()
-        });
-        found.unwrap()
-    }
-
-    fn others(&self, but: usize) -> Vec<usize> {
-        (0..self.nodes.len()).filter(|i| *i != but).collect()
-    }
-
-    fn promote(&self, to: usize) {
-        let answer = self.nodes[to].ask("POST", "/promote").unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    }
-
-    fn wait_until_level(&self, name: &str) {
-        wait_for("all nodes to be level", || {
-            let pos = self.nodes[self.primary()].pos(name);
-            pos.is_some()
-                && self
-                    .nodes
-                    .iter()
-                    .all(|node| node.child.is_none() || node.pos(name) == pos)
-        });
-    }
-
-    fn assert_same(&self, name: &str) {
-        self.wait_until_level(name);
-        let texts: Vec<String> = self
-            .nodes
-            .iter()
-            .filter(|n| n.child.is_some())
-            .map(|n| dump(n, name))
-            .collect();
-        assert!(texts[0].starts_with("ok\n"), "{}", texts[0]);
-        for text in &texts {
-            assert_eq!(text, &texts[0]);
-        }
-    }
-}
+use crate::harness::{Cluster, Node, Options, PATIENCE, cannot_mount, checksum_of_pages, wait_for};
 
 fn create(node: &Node, name: &str, mode: &str) -> Connection {
     let db = node.open(name);

@@ -1,6 +1,7 @@
 //! Nodes as processes, for the tests of whole nodes.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -333,6 +334,93 @@ impl Drop for Node {
         let _ = fuse::clean_stale_mount(&self.dir.join("mnt"));
         if std::thread::panicking() {
             eprintln!("--- log of {}\n{}", self.dir.display(), self.log());
+        }
+    }
+}
+
+/// Returns ports that nobody listens at.
+pub(crate) fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    listeners
+        .iter()
+        .map(|l| l.local_addr().unwrap().port())
+        .collect()
+}
+
+/// Nodes of one cluster.
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// Starts nodes on ports that the kernel chooses, and waits until all vote.
+    pub(crate) fn start(dir: &Path, count: usize, options: &Options) -> Cluster {
+        let ports = free_ports(count);
+        let mut nodes: Vec<Node> = (0..count)
+            .map(|i| Node::elector(dir, i, &ports, options.clone()))
+            .collect();
+        for node in &mut nodes {
+            node.spawn();
+        }
+        for node in &mut nodes {
+            node.wait_until_ready();
+        }
+        let cluster = Cluster { nodes };
+        wait_for("all nodes to vote", || {
+            let answer = cluster.nodes[cluster.primary()].ask("GET", "/v1/cluster");
+            let answer = answer.unwrap_or_default();
+            // Until a change is done, the loss of an old voter could stop the cluster.
+            let is_done = answer.contains("\"isChanging\":false");
+            let voters = answer.split("\"voters\":").nth(1).unwrap_or_default();
+            let voters = voters.split(']').next().unwrap_or_default();
+            is_done && voters.matches("\"id\"").count() == count
+        });
+        cluster
+    }
+
+    /// Returns the number of the node that takes writes, once there is one.
+    pub(crate) fn primary(&self) -> usize {
+        let mut found = None;
+        wait_for("a primary", || {
+            found = self.nodes.iter().position(Node::is_primary);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    pub(crate) fn others(&self, but: usize) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|i| *i != but).collect()
+    }
+
+    pub(crate) fn promote(&self, to: usize) {
+        let answer = self.nodes[to].ask("POST", "/promote").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    pub(crate) fn wait_until_level(&self, name: &str) {
+        wait_for("all nodes to be level", || {
+            let pos = self.nodes[self.primary()].pos(name);
+            pos.is_some()
+                && self
+                    .nodes
+                    .iter()
+                    .all(|node| node.child.is_none() || node.pos(name) == pos)
+        });
+    }
+
+    pub(crate) fn assert_same(&self, name: &str) {
+        self.wait_until_level(name);
+        let texts: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|n| n.child.is_some())
+            .map(|n| dump(n, name))
+            .collect();
+        assert!(texts[0].starts_with("ok\n"), "{}", texts[0]);
+        for text in &texts {
+            assert_eq!(text, &texts[0]);
         }
     }
 }
