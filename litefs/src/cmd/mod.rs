@@ -6,6 +6,7 @@
 mod dashes;
 mod export;
 mod import;
+mod lost;
 mod mount;
 mod run;
 mod version;
@@ -29,6 +30,7 @@ enum Command {
     Run(run::Args),
     Export(export::Args),
     Import(import::Args),
+    Lost(lost::Args),
     Version(version::Args),
 }
 
@@ -55,6 +57,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
         Command::Run(args) => run::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Lost(args) => lost::run(&args),
         Command::Version(args) => version::run(&args),
     };
     end.unwrap_or_else(|error| {

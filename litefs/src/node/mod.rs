@@ -9,6 +9,7 @@ mod data_dir;
 mod elected;
 mod election;
 mod lender;
+mod lost;
 mod members;
 mod peers;
 mod ports;
@@ -195,6 +196,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         acceptance: watch::Sender::new(0),
         data_dir: data_dir.clone(),
         filter: config.lease.databases.clone(),
+        histories: Mutex::default(),
         paused: Mutex::default(),
         has_own: AtomicBool::new(false),
         ready: watch::Sender::new(is_primary),
@@ -203,10 +205,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let (events, _) = broadcast::channel(1024);
     let listeners = Arc::new(tokio::sync::Notify::new());
     let replicas = Replicas::new(node.history.clone());
-    let hostname = match role {
-        Role::Replica => os_hostname(),
-        _ => config.lease.hostname.clone(),
-    };
+    let hostname = node.hostname.clone();
     let sender = Sender::new(
         ports.clone(),
         replicas.clone(),
@@ -215,6 +214,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             ..SendConfig::default()
         },
     );
+    let _ = node.on_lost.set(lost::teller(events.clone()));
     let api = Arc::new(Api {
         ports: ports.clone(),
         hostname: hostname.clone(),
@@ -249,7 +249,11 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let server = Server::new(api, sender.clone(), lender);
     let (stop_http, http_stopped) = oneshot::channel::<()>();
     let http = {
-        let mut router = server.router();
+        let mut router = server
+            .router()
+            .merge(crate::http::lost::router(Arc::new(lost::Lost(
+                ports.clone(),
+            ))));
         if let Some(elected) = &elected {
             router = router.merge(crate::http::cluster::router(elected.api()));
         }
@@ -513,6 +517,11 @@ fn make_context(
             data_dir.replicas_seen_ms(),
         )),
         log_options,
+        hostname: match role {
+            Role::Replica => os_hostname(),
+            _ => config.lease.hostname.clone(),
+        },
+        on_lost: std::sync::OnceLock::new(),
     }))
 }
 

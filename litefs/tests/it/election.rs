@@ -10,13 +10,13 @@ use rusqlite::{Connection, ErrorCode};
 use crate::harness::{Node, Options, PATIENCE, cannot_mount, checksum_of_pages, dump, wait_for};
 
 /// Nodes of one cluster.
-struct Cluster {
-    nodes: Vec<Node>,
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Node>,
 }
 
 impl Cluster {
     /// Starts nodes on ports that the kernel chooses, and waits until all vote.
-    fn start(dir: &Path, count: usize, options: &Options) -> Cluster {
+    pub(crate) fn start(dir: &Path, count: usize, options: &Options) -> Cluster {
         let listeners: Vec<TcpListener> = (0..count)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();
@@ -46,7 +46,7 @@ impl Cluster {
     }
 
     /// Returns the number of the node that takes writes, once there is one.
-    fn primary(&self) -> usize {
+    pub(crate) fn primary(&self) -> usize {
         let mut found = None;
         wait_for("a primary", || {
             found = self.nodes.iter().position(Node::is_primary);
@@ -55,7 +55,7 @@ impl Cluster {
         found.unwrap()
     }
 
-    fn others(&self, but: usize) -> Vec<usize> {
+    pub(crate) fn others(&self, but: usize) -> Vec<usize> {
         (0..self.nodes.len()).filter(|i| *i != but).collect()
     }
 
@@ -64,7 +64,7 @@ impl Cluster {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
-    fn wait_until_level(&self, name: &str) {
+    pub(crate) fn wait_until_level(&self, name: &str) {
         wait_for("all nodes to be level", || {
             let pos = self.nodes[self.primary()].pos(name);
             pos.is_some()
@@ -75,7 +75,7 @@ impl Cluster {
         });
     }
 
-    fn assert_same(&self, name: &str) {
+    pub(crate) fn assert_same(&self, name: &str) {
         self.wait_until_level(name);
         let texts: Vec<String> = self
             .nodes
@@ -90,7 +90,7 @@ impl Cluster {
     }
 }
 
-fn create(node: &Node, name: &str, mode: &str) -> Connection {
+pub(crate) fn create(node: &Node, name: &str, mode: &str) -> Connection {
     let db = node.open(name);
     let got: String = db
         .query_row(&format!("PRAGMA journal_mode={mode}"), [], |r| r.get(0))
@@ -342,16 +342,16 @@ fn what_a_paused_primary_wrote_meanwhile_is_kept_apart() {
         ["both", "kept"],
         "on a connection that was open throughout"
     );
-    let kept = std::fs::read_dir(cluster.nodes[primary].meta("a.db").join("quarantine")).unwrap();
+    let kept = std::fs::read_dir(cluster.nodes[primary].meta("a.db").join("lost")).unwrap();
     let lost = kept.map(|entry| entry.unwrap().path()).find(|path| {
-        Connection::open(path).is_ok_and(|db| {
+        Connection::open(path.join("database.db")).is_ok_and(|db| {
             db.query_row("SELECT v FROM t WHERE v='lost'", [], |r| {
                 r.get::<_, String>(0)
             })
             .is_ok()
         })
     });
-    assert!(lost.is_some(), "what was lost can be read in quarantine");
+    assert!(lost.is_some(), "what was lost can be read");
     cluster.nodes[primary].stop();
 }
 

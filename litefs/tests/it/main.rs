@@ -10,6 +10,7 @@ mod harness;
 mod history;
 
 mod litestream;
+mod lost;
 mod modes;
 mod nobody;
 mod nodes;
