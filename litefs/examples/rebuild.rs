@@ -149,7 +149,7 @@ fn replay(log: &Log, until: Txid, root: &Path) -> anyhow::Result<Db> {
             meta: sent(&record),
             ltx: record.ltx,
         };
-        db.apply(&[record], false)
+        db.apply(&[record], 0, false)
             .with_context(|| format!("apply the record that ends at {at}"))?;
         Ok(())
     })?;
@@ -179,6 +179,8 @@ fn replica(root: &Path) -> NodeContext {
         survivors: Survivors::default(),
         history: Arc::new(History::new(None, None)),
         log_options: LogOptions::new(ltx_meta),
+        hostname: String::new(),
+        on_lost: std::sync::OnceLock::new(),
     }
 }
 

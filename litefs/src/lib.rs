@@ -30,6 +30,8 @@ pub fn steps() -> Vec<disk::Step> {
         db::log::steps::ALL,
         db::page_checksums::steps::ALL,
         db::steps::ALL,
+        db::lost::steps::ALL,
+        db::lost::discard_steps::ALL,
         store::steps::ALL,
         node::steps::ALL,
     ]

@@ -9,6 +9,7 @@ mod dashes;
 mod export;
 mod handoff;
 mod import;
+mod lost;
 mod mount;
 mod run;
 mod status;
@@ -39,6 +40,7 @@ enum Command {
     Handoff(handoff::HandoffArgs),
     Promote(handoff::PromoteArgs),
     Bench(bench::Args),
+    Lost(lost::Args),
     Version(version::Args),
 }
 
@@ -70,6 +72,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
         Command::Handoff(args) => handoff::handoff(&args),
         Command::Promote(args) => handoff::promote(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Lost(args) => lost::run(&args),
         Command::Version(args) => version::run(&args),
     };
     end.unwrap_or_else(|error| {

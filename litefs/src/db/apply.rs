@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use super::log::{Older, RecordMeta};
+use super::lost::{Losing, Reason};
 use super::page_checksums::PageChecksums;
 use super::replica_wal::ReplicaWal;
 use super::{Db, DbError, Inner, steps};
@@ -71,7 +72,7 @@ impl Db {
     ///
     /// # Errors
     /// `PosMismatch`, `Ltx` and `Log` leave the database as it was.
-    pub fn apply(&self, records: &[Record], sync: bool) -> Result<Pos, DbError> {
+    pub fn apply(&self, records: &[Record], sender_epoch: u64, sync: bool) -> Result<Pos, DbError> {
         let mut inner = self.lock();
         self.check_is_replica()?;
         let known = inner.pos;
@@ -95,6 +96,13 @@ impl Db {
         };
         let overlaps = first.meta.min_txid <= known.txid;
         if !overlaps && first.meta.pre_pos() != known {
+            return Err(DbError::PosMismatch {
+                have: known,
+                want: first.meta.pre_pos(),
+            });
+        }
+        if overlaps && !self.is_surely_within(first.meta.epoch, sender_epoch) {
+            // Its pages may hide that ours were others: a page copy says where the two histories part.
             return Err(DbError::PosMismatch {
                 have: known,
                 want: first.meta.pre_pos(),
@@ -135,6 +143,16 @@ impl Db {
         Ok(target)
     }
 
+    /// Returns whether a range that begins before our position goes on from it: where the tenure is the one in which we
+    /// got here, or the range was committed in, because a tenure has one history (INV-LOST-2). `committed` is zero if
+    /// that is not known.
+    fn is_surely_within(&self, committed: u64, sender_epoch: u64) -> bool {
+        use std::sync::atomic::Ordering;
+        let ours = self.log.end().map_or(0, |end| end.epoch);
+        let is_one_tenure = sender_epoch <= ours || committed == ours;
+        is_one_tenure && !self.node.was_primary.load(Ordering::Acquire)
+    }
+
     /// Refuses what others wrote while programs here may write.
     pub(super) fn check_is_replica(&self) -> Result<(), DbError> {
         match self.is_primary() {
@@ -158,7 +176,7 @@ impl Db {
     ///
     /// # Errors
     /// Disk, log.
-    pub fn apply_drop(&self, at: Pos) -> Result<(), DbError> {
+    pub fn apply_drop(&self, at: Pos, sender_epoch: u64) -> Result<(), DbError> {
         let mut inner = self.lock();
         self.check_is_replica()?;
         if inner.pos == at {
@@ -176,19 +194,20 @@ impl Db {
             page_size,
             wal: None,
         };
-        let older = if inner.pos.txid > at.txid {
-            Older::Quarantine
+        let was_primary = &self.node.was_primary;
+        let may_be_own = was_primary.load(std::sync::atomic::Ordering::Acquire);
+        let older = if inner.pos.txid > at.txid || (may_be_own && inner.page_count > 0) {
+            let older = self.keep_lost(&Losing {
+                reason: Reason::Dropped,
+                last: inner.pos,
+                fork: None,
+                winner: Some((sender_epoch, at)),
+            })?;
+            self.begin_giving_way(at)?;
+            older
         } else {
             Older::Remove
         };
-        if self
-            .node
-            .was_primary
-            .load(std::sync::atomic::Ordering::Acquire)
-            && inner.page_count > 0
-        {
-            self.keep_copy(inner.pos, at)?;
-        }
         self.log.restart(&meta, older).map_err(self.log_error())?;
         *self.durable.lock() = Pos::ZERO;
         let merged = Merged {

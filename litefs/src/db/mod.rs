@@ -30,6 +30,7 @@ mod error;
 mod held;
 mod history;
 pub mod log;
+pub mod lost;
 pub mod page_checksums;
 pub mod paths;
 mod recover;
@@ -122,6 +123,9 @@ pub trait CommitGate: Send + Sync {
     fn wait(&self, db: &Db, pos: Pos) -> bool;
 }
 
+/// Takes note of a history that lost.
+pub type OnLost = Box<dyn Fn(&lost::Entry) + Send + Sync>;
+
 /// What all databases of a node share.
 pub struct NodeContext {
     /// Who says when a commit may be acknowledged, if anybody does.
@@ -166,6 +170,10 @@ pub struct NodeContext {
     pub history: Arc<crate::history::History>,
     /// Settings of logs.
     pub log_options: log::LogOptions,
+    /// Name of this node, for what it keeps of histories that lost.
+    pub hostname: String,
+    /// Told of each history that lost.
+    pub on_lost: std::sync::OnceLock<OnLost>,
 }
 
 impl std::fmt::Debug for NodeContext {

@@ -213,6 +213,10 @@ impl Db {
                 db.leave_numbers_out(&mut inner)?;
             }
             db.finish_replacing()?;
+            db.clean_lost()?;
+            if db.is_primary() || !db.is_giving_way() {
+                db.end_giving_way()?;
+            }
             let mut journal = Rollback::None;
             if !is_found_now && (db.is_primary() || db.log.end().is_some()) {
                 journal = db.roll_back_journal()?;
@@ -796,9 +800,18 @@ impl Db {
         }
         let page_size = view.page_size;
         drop(view);
-        if self.node.was_primary.load(Ordering::Acquire) {
+        if self.node.was_primary.load(Ordering::Acquire) && !self.is_giving_way() {
             // What a tenure ended with, and the log does not have.
-            self.keep_copy(inner.pos, inner.pos)?;
+            let last = Pos {
+                post_apply_checksum: actual.total(),
+                ..inner.pos
+            };
+            self.keep_lost(&super::lost::Losing {
+                reason: super::lost::Reason::NotInLog,
+                last,
+                fork: Some(inner.pos),
+                winner: None,
+            })?;
         }
         if self.heal_from_log(inner, &actual)? {
             return Ok(());

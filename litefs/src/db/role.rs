@@ -394,6 +394,7 @@ impl Db {
             });
         }
         crash_point(steps::PROMOTE);
+        self.end_giving_way()?;
         if let Some(wal) = &mut inner.replica_wal {
             wal.write_header(&self.paths)?;
         }

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::apply::Merged;
-use super::log::{Older, RecordMeta};
+use super::log::{Milestone, Older, RecordMeta};
+use super::lost::{Losing, Reason, Relation};
 use super::page_checksums::PageChecksums;
 use super::view::View;
 use super::{Db, DbError};
 use crate::ltx::{Checksum, PageSize, Pgno, Pos, Txid, page_checksum};
-use crate::replication::Record;
+use crate::replication::message::MAX_MILESTONES;
+use crate::replication::{Record, SnapshotStart};
 use crate::sqlite::journal;
 
 /// How long to wait for a page to become what it was captured as; heartbeats wait meanwhile.
@@ -29,9 +31,6 @@ const CORRECTION_PAUSE: Duration = Duration::from_millis(5);
 /// How long a change of the page size waits for readers to end their transactions; new ones wait meanwhile.
 const READERS_WAIT: Duration = Duration::from_secs(2);
 const READERS_PAUSE: Duration = Duration::from_micros(200);
-
-/// How many databases that lost to another history are kept whole.
-const MAX_KEPT: usize = 3;
 
 /// The sender's side of a page copy.
 #[derive(Debug)]
@@ -46,6 +45,8 @@ pub struct PageCopyReader {
     /// Pages that were read in another version than that of `start`.
     other: BTreeSet<Pgno>,
     wal: Option<SeenWal>,
+    /// Where this history was, newest first.
+    history: Vec<Milestone>,
     pin: u64,
 }
 
@@ -74,6 +75,7 @@ impl PageCopyReader {
         db: Arc<Db>,
         have: Vec<u64>,
         resume_at: Option<Pos>,
+        receiver_at: Pos,
     ) -> Result<PageCopyReader, DbError> {
         if db.is_primary() {
             db.capture_wal()?;
@@ -90,6 +92,7 @@ impl PageCopyReader {
         let sums = inner.checksums.clone();
         let pin = db.pin(start.txid);
         drop(inner);
+        let history = db.log.milestones(receiver_at.txid, MAX_MILESTONES);
         Ok(PageCopyReader {
             start,
             page_size,
@@ -98,6 +101,7 @@ impl PageCopyReader {
             next: 1,
             other: BTreeSet::new(),
             wal: None,
+            history,
             pin,
             db,
         })
@@ -107,6 +111,12 @@ impl PageCopyReader {
     #[must_use]
     pub fn start(&self) -> Pos {
         self.start
+    }
+
+    /// Returns where this history was at the receiver's position and before, newest first.
+    #[must_use]
+    pub fn history(&self) -> &[Milestone] {
+        &self.history
     }
 
     /// Returns bytes per page.
@@ -297,46 +307,6 @@ impl Db {
         id
     }
 
-    /// Keeps the database as it is beside the log, before another history takes its place.
-    pub(super) fn keep_copy(&self, was: Pos, now: Pos) -> Result<(), DbError> {
-        let dir = self.paths.meta.join("quarantine");
-        std::fs::create_dir_all(&dir).map_err(DbError::io("create directory", &dir))?;
-        let kept_before = std::fs::read_dir(&dir)
-            .map_err(DbError::io("read directory", &dir))?
-            .filter_map(Result::ok)
-            .filter(|e| e.path().extension().is_some_and(|e| e == "db"))
-            .count();
-        let path = dir.join(format!("{}-{}.db", was.txid, was.post_apply_checksum));
-        if kept_before >= MAX_KEPT {
-            tracing::error!(
-                db = %self.name, %was, %now, dir = %dir.display(),
-                "another history takes the place of ours, of which only the log is kept: there are {kept_before} copies \
-                 already; remove those that are not needed"
-            );
-            return Ok(());
-        }
-        let Some(view) = View::open(&self.paths, true)? else {
-            return Ok(());
-        };
-        let copy = || -> std::io::Result<()> {
-            let mut file = File::create(&path)?;
-            std::io::copy(&mut File::open(&self.paths.main)?, &mut file)?;
-            let mut page = vec![0; view.page_size.len()];
-            for pgno in view.wal_pages().filter(|p| p.get() <= view.page_count) {
-                view.page(pgno, &mut page)?;
-                file.write_all_at(&page, view.page_size.offset(pgno))?;
-            }
-            file.set_len(u64::from(view.page_count) * u64::from(view.page_size.get()))?;
-            file.sync_all()
-        };
-        copy().map_err(DbError::io("keep a copy", &path))?;
-        tracing::warn!(
-            db = %self.name, %was, %now, kept = %path.display(),
-            "another history takes the place of ours, which is kept in quarantine; remove it once nothing in it is needed"
-        );
-        Ok(())
-    }
-
     fn copy_path(&self) -> std::path::PathBuf {
         self.paths.meta.join("copy.db")
     }
@@ -447,6 +417,9 @@ pub struct PageCopyWriter {
     page_size: PageSize,
     page_count: u32,
     is_difference: bool,
+    /// Tenure of the sender, and where its history was, newest first.
+    sender_epoch: u64,
+    history: Vec<Milestone>,
     file: File,
     /// Pages in the file.
     sums: BTreeMap<Pgno, Checksum>,
@@ -454,16 +427,15 @@ pub struct PageCopyWriter {
 }
 
 impl PageCopyWriter {
-    /// Begins a copy, in a file of its own beside the log.
+    /// Begins a copy, in a file of its own beside the log. Of the sender's start, only the page size is checked before.
     ///
     /// # Errors
     /// Disk.
     pub fn begin(
         db: Arc<Db>,
-        start: Pos,
+        snapshot: &SnapshotStart,
         page_size: PageSize,
-        page_count: u32,
-        is_difference: bool,
+        history: Vec<Milestone>,
     ) -> Result<PageCopyWriter, DbError> {
         let path = db.copy_path();
         let file = OpenOptions::new()
@@ -475,10 +447,12 @@ impl PageCopyWriter {
             .map_err(DbError::io("create", &path))?;
         Ok(PageCopyWriter {
             db,
-            start,
+            start: snapshot.start,
             page_size,
-            page_count,
-            is_difference,
+            page_count: snapshot.page_count,
+            is_difference: snapshot.is_difference,
+            sender_epoch: snapshot.sender_epoch,
+            history,
             file,
             sums: BTreeMap::new(),
             records: Vec::new(),
@@ -490,6 +464,18 @@ impl PageCopyWriter {
     pub fn resume_point(&self) -> Option<(Pos, Pgno)> {
         let next = self.sums.last_key_value().map_or(1, |(p, _)| p.get() + 1);
         (self.records.is_empty() && !self.is_difference).then_some((self.start, Pgno::new(next)?))
+    }
+
+    /// Goes on with a copy that was broken off, from another sender maybe.
+    pub fn resumed(&mut self, snapshot: &SnapshotStart, history: Vec<Milestone>) {
+        self.sender_epoch = snapshot.sender_epoch;
+        self.history = history;
+    }
+
+    /// Returns how many pages were taken so far.
+    #[must_use]
+    pub fn taken_count(&self) -> usize {
+        self.sums.len()
     }
 
     /// Takes pages.
@@ -610,15 +596,7 @@ impl PageCopyWriter {
                 self.sums.insert(*pgno, page_checksum(*pgno, data));
             }
         }
-        let may_be_own = db.node.was_primary.load(Ordering::Acquire) && inner.pos != self.start;
-        let older = if may_be_own || inner.pos.txid > self.start.txid || !self.continues(&inner) {
-            Older::Quarantine
-        } else {
-            Older::Remove
-        };
-        if older == Older::Quarantine && inner.pos.txid > Txid::ZERO {
-            db.keep_copy(inner.pos, target)?;
-        }
+        let older = self.let_go(&inner, target)?;
         let meta = RecordMeta {
             epoch: epoch.max(db.log.end().map_or(0, |m| m.epoch)),
             min_txid: target.txid,
@@ -666,6 +644,40 @@ impl PageCopyWriter {
         db.publish(&inner, timestamp_ms);
         let _ = std::fs::remove_file(&path);
         Ok(target)
+    }
+
+    /// Keeps what is here if it is not of the history that takes its place. Returns what may become of the log.
+    fn let_go(&self, inner: &super::Inner, target: Pos) -> Result<Older, DbError> {
+        let db = &self.db;
+        let relation = match inner.pos == self.start {
+            true => Relation::Within,
+            false => db.relation(inner, &self.history),
+        };
+        let is_lost = match relation {
+            Relation::Within => false,
+            Relation::Parted(_) => true,
+            Relation::Unknown(_) => {
+                // INV-LOST-2
+                db.node.was_primary.load(Ordering::Acquire)
+                    || inner.pos.txid > self.start.txid
+                    || !self.continues(inner)
+            }
+        };
+        // The remains of what was kept before are no branch, and the log has nothing of it.
+        if !is_lost || (db.is_giving_way() && inner.pos != db.log.end_pos()) {
+            return Ok(Older::Remove);
+        }
+        if inner.pos.txid == Txid::ZERO {
+            return Ok(Older::Quarantine);
+        }
+        let older = db.keep_lost(&Losing {
+            reason: Reason::Replaced,
+            last: inner.pos,
+            fork: relation.fork(),
+            winner: Some((self.sender_epoch, target)),
+        })?;
+        db.begin_giving_way(target)?;
+        Ok(older)
     }
 
     /// Gives those who read the database the copy, if they let us: no WAL leads from one page size to another. If not,

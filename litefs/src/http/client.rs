@@ -113,6 +113,15 @@ impl Client {
         self.send(request).await
     }
 
+    /// Sends a DELETE; the body of the answer is still to be read.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn delete(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        let request = self.request(Method::DELETE, path, Empty::<Bytes>::new())?;
+        self.send(request).await
+    }
+
     /// Sends a POST with `body`, read as it is sent; the body of the answer is still to be read.
     ///
     /// The body waits until the node asks for it, so that a refusal costs no transfer and is not lost in a broken pipe

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::replication::message::PROTOCOL;
 use crate::replication::{DbName, DbNameError};
+use crate::store::lost::FindError;
 
 /// Why the node cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +70,19 @@ pub enum NodeError {
         /// What to do.
         remedy: String,
     },
+    /// No such lost branch.
+    #[error(transparent)]
+    Lost(#[from] FindError),
+    /// A lost branch does not have what was asked for.
+    #[error("lost branch {id}: {what}")]
+    NotKept {
+        /// Its id.
+        id: String,
+        /// What it does not have, and why.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The stream endpoint needs an upgrade.
     #[error("this endpoint speaks {PROTOCOL} after an HTTP/1.1 upgrade")]
     UpgradeRequired,
@@ -93,9 +107,16 @@ impl NodeError {
             | NodeError::Name(_)
             | NodeError::Reserved { .. }
             | NodeError::BadNodeId(_)
+            | NodeError::Lost(FindError::NoId(_))
             | NodeError::BadDatabase { .. } => StatusCode::BAD_REQUEST,
-            NodeError::NotFound(_) | NodeError::NoEndpoint(_) => StatusCode::NOT_FOUND,
-            NodeError::Locked { .. } | NodeError::Conflict { .. } => StatusCode::CONFLICT,
+            NodeError::NotFound(_)
+            | NodeError::NoEndpoint(_)
+            | NodeError::NotKept { .. }
+            | NodeError::Lost(FindError::None { .. }) => StatusCode::NOT_FOUND,
+            NodeError::Locked { .. }
+            | NodeError::Conflict { .. }
+            | NodeError::Lost(FindError::Several { .. }) => StatusCode::CONFLICT,
+            NodeError::Lost(_) => StatusCode::INTERNAL_SERVER_ERROR,
             NodeError::NotPrimary { .. } | NodeError::NotReady(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -115,7 +136,16 @@ impl NodeError {
             }
             NodeError::Reserved { .. } => "choose another name".to_owned(),
             NodeError::BadNodeId(_) => "take one from GET /v1/cluster: 16 hex digits".to_owned(),
-            NodeError::Conflict { remedy, .. } => remedy.clone(),
+            NodeError::Conflict { remedy, .. } | NodeError::NotKept { remedy, .. } => {
+                remedy.clone()
+            }
+            NodeError::Lost(FindError::NoId(_)) => {
+                "give an id, or at least the first four hex digits of it, as `litefs lost list` shows it"
+                    .to_owned()
+            }
+            NodeError::Lost(_) => {
+                "see `litefs lost list` on the node whose history lost (GET /v1/lost)".to_owned()
+            }
             NodeError::NoEndpoint(_) => {
                 "there are GET /info, /export, /events, /metrics, /v1/status, /debug/vars, and POST /import"
                     .to_owned()

@@ -34,6 +34,17 @@ pub enum Event {
         /// Primary's clock at the commit, milliseconds since 1970.
         timestamp_ms: i64,
     },
+    /// A history of this node gave way to another; what it had is kept.
+    Lost {
+        /// The database.
+        db: DbName,
+        /// What it is kept as.
+        id: String,
+        /// How many transactions, at most, if that is known.
+        count: Option<u64>,
+        /// Where it ended.
+        last: String,
+    },
     /// Another node, or none, is primary.
     PrimaryChange {
         /// Whether it is this one.
@@ -67,6 +78,16 @@ impl Event {
                     "commit": commit,
                     "timestamp": rfc3339(*timestamp_ms),
                 },
+            }),
+            Event::Lost {
+                db,
+                id,
+                count,
+                last,
+            } => json!({
+                "type": "lost",
+                "db": db.as_str(),
+                "data": { "id": id, "lostCount": count, "last": last },
             }),
             Event::PrimaryChange {
                 is_primary,
@@ -123,7 +144,7 @@ fn line(value: &Value) -> Bytes {
 }
 
 /// Prints milliseconds since 1970 as UTC.
-pub(super) fn rfc3339(ms: i64) -> String {
+pub(crate) fn rfc3339(ms: i64) -> String {
     let days = ms.div_euclid(86_400_000);
     let in_day = ms.rem_euclid(86_400_000);
     // Days to civil date: H. Hinnant, "chrono-compatible low-level date algorithms".

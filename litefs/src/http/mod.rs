@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod error;
 pub mod events;
 pub mod info;
+pub mod lost;
 pub mod metrics;
 pub mod server;
 pub mod status;

@@ -293,6 +293,11 @@ async fn export(
     let db = query.db()?;
     let node = Arc::clone(&server.node);
     let export = blocking(move || node.export(&db)).await?;
+    Ok(stream_out(export, "application/vnd.sqlite3"))
+}
+
+/// Sends bytes as they are read.
+pub(super) fn stream_out(export: Export, kind: &'static str) -> Response {
     let len = export.len;
     let (chunks_in, chunks) = mpsc::channel(CHUNKS);
     tokio::task::spawn_blocking(move || read_chunks(export.bytes, &chunks_in));
@@ -301,12 +306,11 @@ async fn export(
     });
     let mut response = Body::from_stream(body).into_response();
     let headers = response.headers_mut();
-    let kind = HeaderValue::from_static("application/vnd.sqlite3");
-    headers.insert(header::CONTENT_TYPE, kind);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     if let Some(len) = len {
         headers.insert(header::CONTENT_LENGTH, len.into());
     }
-    Ok(response)
+    response
 }
 
 /// Reads until the end, an error (which breaks the response off), or the client is gone.
@@ -566,7 +570,7 @@ fn vars(server: &Server) -> Value {
     json!({ "dbs": databases, "replicas": replicas })
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
 ) -> Result<T, NodeError> {
     tokio::task::spawn_blocking(f).await.unwrap_or_else(|e| {

@@ -305,6 +305,7 @@ impl NodeApi for Api {
                 lag,
             );
         }
+        super::lost::metrics(&self.ports.store, text);
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
         let connected = self.replicas.connected_count() as f64;
         text.single(

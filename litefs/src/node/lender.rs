@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::ports::Ports;
 use crate::ltx::{Pgno, Pos};
 use crate::replication::{
-    Applied, Batch, Changes, DatabaseFilter, DbName, DbPattern, Fetch, PrimaryInfo, Sink,
-    SinkError, SnapshotReader, SnapshotRequest, SnapshotStart, SnapshotWriter, Source, SourceError,
+    Applied, Batch, Changes, DatabaseFilter, DbName, DbPattern, Fetch, Milestone, PrimaryInfo,
+    Sink, SinkError, SnapshotReader, SnapshotRequest, SnapshotStart, SnapshotWriter, Source,
+    SourceError,
 };
 
 /// The store of a node that was fenced, as the winner may read it.
@@ -119,6 +120,10 @@ impl Sink for Borrowing {
 
     fn resume_point(&self, db: &DbName) -> Option<(Pos, Pgno)> {
         self.ports.resume_point(db)
+    }
+
+    fn history(&self, db: &DbName, milestones: &[Milestone]) {
+        self.ports.history(db, milestones);
     }
 
     fn begin_snapshot(

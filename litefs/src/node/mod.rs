@@ -10,6 +10,7 @@ mod data_dir;
 mod elected;
 mod election;
 mod lender;
+mod lost;
 mod members;
 mod peers;
 mod ports;
@@ -199,6 +200,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         acceptance: watch::Sender::new(0),
         data_dir: data_dir.clone(),
         filter: config.lease.databases.clone(),
+        histories: Mutex::default(),
         paused: Mutex::default(),
         has_own: AtomicBool::new(false),
         ready: watch::Sender::new(is_primary),
@@ -216,10 +218,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let (events, _) = broadcast::channel(1024);
     let listeners = Arc::new(tokio::sync::Notify::new());
     let replicas = Replicas::new(node.history.clone());
-    let hostname = match role {
-        Role::Replica => os_hostname(),
-        _ => config.lease.hostname.clone(),
-    };
+    let hostname = node.hostname.clone();
     let sender = Sender::new(
         ports.clone(),
         replicas.clone(),
@@ -228,6 +227,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             ..SendConfig::default()
         },
     );
+    let _ = node.on_lost.set(lost::teller(events.clone()));
     tokio::spawn(api::publish_roles(
         ports.clone(),
         events.clone(),
@@ -279,8 +279,9 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let server = Server::new(api, sender.clone(), lender);
     let (stop_http, http_stopped) = oneshot::channel::<()>();
     let http = {
+        let lost = crate::http::lost::router(Arc::new(lost::Lost(ports.clone())));
         let desk = crate::http::status::router(Arc::new(desk));
-        let mut router = server.router().merge(desk);
+        let mut router = server.router().merge(desk).merge(lost);
         if let Some(elected) = &elected {
             router = router.merge(crate::http::cluster::router(elected.api()));
         }
@@ -544,6 +545,11 @@ fn make_context(
             data_dir.replicas_seen_ms(),
         )),
         log_options,
+        hostname: match role {
+            Role::Replica => os_hostname(),
+            _ => config.lease.hostname.clone(),
+        },
+        on_lost: std::sync::OnceLock::new(),
     }))
 }
 

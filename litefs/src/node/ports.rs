@@ -15,8 +15,8 @@ use crate::db::{Db, DbError, NodeContext, PageCopyReader, PageCopyWriter, record
 use crate::lag::Lag;
 use crate::ltx::{PageSize, Pgno, Pos};
 use crate::replication::{
-    Applied, Batch, Changes, DatabaseFilter, DbName, Fetch, PrimaryInfo, Record, Sink, SinkError,
-    SnapshotReader, SnapshotRequest, SnapshotStart, SnapshotWriter, Source, SourceError,
+    Applied, Batch, Changes, DatabaseFilter, DbName, Fetch, Milestone, PrimaryInfo, Record, Sink,
+    SinkError, SnapshotReader, SnapshotRequest, SnapshotStart, SnapshotWriter, Source, SourceError,
 };
 use crate::store::{Store, chain};
 
@@ -40,6 +40,8 @@ pub(super) struct Ports {
     pub(super) acceptance: watch::Sender<u64>,
     /// Databases to follow.
     pub(super) filter: DatabaseFilter,
+    /// Where the primary's histories have been, as it said before the page copies that are to come.
+    pub(super) histories: Mutex<HashMap<DbName, Vec<Milestone>>>,
     /// Page copies that were broken off.
     pub(super) paused: Mutex<HashMap<DbName, PageCopyWriter>>,
     /// There is a database that the primary has not heard of.
@@ -280,7 +282,8 @@ impl Source for Ports {
             .store
             .get(name.as_str())
             .ok_or_else(|| SourceError::NotFound(name.clone()))?;
-        let reader = PageCopyReader::open(db, request.have.unwrap_or_default(), request.resume_at)
+        let have = request.have.unwrap_or_default();
+        let reader = PageCopyReader::open(db, have, request.resume_at, request.replica_at)
             .map_err(|e| source_error(name, e))?;
         Ok(Box::new(Reader {
             name: name.clone(),
@@ -315,6 +318,10 @@ impl SnapshotReader for Reader {
 
     fn page_count(&self) -> u32 {
         self.reader.page_count()
+    }
+
+    fn history(&self) -> Vec<Milestone> {
+        self.reader.history().to_vec()
     }
 
     fn seek(&mut self, next: Pgno) {
@@ -404,7 +411,7 @@ impl Sink for Ports {
     fn apply(&self, name: &DbName, batch: Batch) -> Result<Applied, SinkError> {
         let _epoch = self.check_epoch(batch.sender_epoch)?;
         let db = self.db(name)?;
-        db.apply(&batch.records, batch.sync)
+        db.apply(&batch.records, batch.sender_epoch, batch.sync)
             .map_err(|e| sink_error(name, e))?;
         Ok(db.applied())
     }
@@ -412,7 +419,8 @@ impl Sink for Ports {
     fn drop_db(&self, name: &DbName, sender_epoch: u64, at: Pos) -> Result<Applied, SinkError> {
         let _epoch = self.check_epoch(sender_epoch)?;
         let db = self.db(name)?;
-        db.apply_drop(at).map_err(|e| sink_error(name, e))?;
+        db.apply_drop(at, sender_epoch)
+            .map_err(|e| sink_error(name, e))?;
         Ok(db.applied())
     }
 
@@ -433,6 +441,12 @@ impl Sink for Ports {
         self.paused.lock().get(name)?.resume_point()
     }
 
+    fn history(&self, name: &DbName, milestones: &[Milestone]) {
+        self.histories
+            .lock()
+            .insert(name.clone(), milestones.to_vec());
+    }
+
     fn begin_snapshot(
         &self,
         name: &DbName,
@@ -448,15 +462,19 @@ impl Sink for Ports {
             .lock()
             .remove(name)
             .filter(|w| w.resume_point() == Some((s.start, s.next)));
+        let history = self.histories.lock().remove(name).unwrap_or_default();
         let writer = match paused {
-            Some(writer) if s.next > Pgno::ONE => writer,
+            Some(mut writer) if s.next > Pgno::ONE => {
+                writer.resumed(&s, history);
+                writer
+            }
             _ if s.next > Pgno::ONE => {
                 return Err(SinkError::Invalid(format!(
                     "{name}: nothing to go on with at page {}",
                     s.next
                 )));
             }
-            _ => PageCopyWriter::begin(db, s.start, page_size, s.page_count, s.is_difference)
+            _ => PageCopyWriter::begin(db, &s, page_size, history)
                 .map_err(|e| sink_error(name, e))?,
         };
         tracing::info!(db = %name, start = %s.start, pages = s.page_count, difference = s.is_difference, next = %s.next, "page copy begins");
@@ -547,8 +565,9 @@ impl SnapshotWriter for Writer {
         let ports = self.ports.upgrade().ok_or_else(gone)?;
         let _epoch = ports.check_epoch(self.sender_epoch)?;
         if let Some(writer) = self.writer.take() {
+            let taken = writer.taken_count();
             let pos = writer.finish(end).map_err(|e| sink_error(&name, e))?;
-            tracing::info!(db = %name, %pos, "page copy is in place");
+            tracing::info!(db = %name, %pos, taken, "page copy is in place");
         }
         Ok(self.db.applied())
     }

@@ -81,11 +81,13 @@ pub enum Kind {
     Heartbeat = 43,
     /// Primary closes the stream, and says why.
     Bye = 44,
+    /// Positions of the primary's history, before a page copy.
+    History = 45,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Kind; 22] = [
+    pub const ALL: [Kind; 23] = [
         Kind::Hello,
         Kind::Positions,
         Kind::Filter,
@@ -108,6 +110,7 @@ impl Kind {
         Kind::Unknown,
         Kind::Heartbeat,
         Kind::Bye,
+        Kind::History,
     ];
 
     fn from_wire(n: u8) -> Option<Kind> {

@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::message::Message;
 use super::receive::ReceiveError;
 use super::send::chain;
-use super::{Applied, Batch, DbName, Record, Sink, SinkError, SnapshotStart, SnapshotWriter};
+use super::{
+    Applied, Batch, DbName, Milestone, Record, Sink, SinkError, SnapshotStart, SnapshotWriter,
+};
 use crate::ltx::{Pgno, Pos};
 
 /// Bytes of a database not yet done when a record or page batch begins; twice what our own sender allows.
@@ -55,6 +57,7 @@ pub(super) enum What {
         record: Record,
     },
     Ask,
+    History(Vec<Milestone>),
     CopyBegin(SnapshotStart),
     Pages {
         page_size: u32,
@@ -83,6 +86,7 @@ enum Job {
     Opened,
     Apply(Batch),
     Offer,
+    History(Vec<Milestone>),
     CopyBegin(SnapshotStart),
     CopyPages(Vec<(Pgno, Bytes)>),
     CopyRecords(Vec<Record>),
@@ -147,6 +151,7 @@ impl Decider {
                 self.copy = None;
                 Job::Offer
             }
+            What::History(milestones) => Job::History(milestones),
             What::CopyBegin(start) => {
                 self.copy = Some(CopyState {
                     page_size: start.page_size,
@@ -503,6 +508,7 @@ impl Lane {
                 work.applied = sink.apply(&self.db, batch)?;
             }
             Job::Offer => self.offer(sink, work),
+            Job::History(milestones) => sink.history(&self.db, milestones),
             Job::CopyBegin(start) => {
                 work.writer = None;
                 work.writer = Some(sink.begin_snapshot(&self.db, *start)?);

@@ -8,7 +8,7 @@ use wincode::config::DefaultConfig;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::frame::{Frame, FrameError, Kind, MAX_FRAME_LEN, WireBuf};
-use super::{Applied, DbName, DbPattern, RecordMeta, SnapshotStart};
+use super::{Applied, DbName, DbPattern, Milestone, RecordMeta, SnapshotStart};
 use crate::ltx::{Checksum, PageSize, Pgno, Pos, Txid};
 
 /// Version of every control payload, and of the protocol.
@@ -23,6 +23,9 @@ pub const MAX_RECORD_LEN: u32 = 1 << 30;
 pub const MAX_CHECKSUMS: u32 = 1 << 26;
 /// Positions, filter entries: most per frame.
 pub const ENTRIES_PER_FRAME: usize = 512;
+
+/// Positions in one `History`: most.
+pub const MAX_MILESTONES: usize = 4096;
 
 /// Most page data in one `Pages` frame, uncompressed.
 const MAX_PAGES_LEN: usize = MAX_FRAME_LEN / 2;
@@ -207,6 +210,13 @@ pub enum Message {
         /// Why, for a person.
         why: String,
     },
+    /// Where the primary's history has been, newest first: what of it the replica knows tells where the two part.
+    History {
+        /// See [`Message::Nak`].
+        generation: u32,
+        /// At most [`MAX_MILESTONES`].
+        milestones: Vec<Milestone>,
+    },
 }
 
 type WirePos = (u64, u64);
@@ -273,6 +283,7 @@ impl Message {
             Message::Unknown => Kind::Unknown,
             Message::Heartbeat { .. } => Kind::Heartbeat,
             Message::Bye { .. } => Kind::Bye,
+            Message::History { .. } => Kind::History,
         }
     }
 
@@ -356,6 +367,14 @@ impl Message {
                 is_caught_up,
                 nak_count,
             } => body(&(*now_ms, *is_caught_up, *nak_count)),
+            Message::History {
+                generation,
+                milestones,
+            } => {
+                let entry = |m: &Milestone| (pos_out(m.pos), m.epoch);
+                let list: Vec<_> = milestones.iter().map(entry).collect();
+                body(&(*generation, list))
+            }
             Message::Alive | Message::Unknown => Vec::new(),
             Message::Record(_)
             | Message::RecordPart { .. }
@@ -480,6 +499,23 @@ fn decode_control(kind: Kind, b: &[u8]) -> Result<Message, String> {
             }
         }
         Kind::Bye => Message::Bye { why: fields(b)? },
+        Kind::History => {
+            let (generation, list) = fields::<(u32, Vec<(WirePos, u64)>)>(b)?;
+            if list.len() > MAX_MILESTONES {
+                return Err(format!(
+                    "{} positions, at most {MAX_MILESTONES}",
+                    list.len()
+                ));
+            }
+            let entry = |(pos, epoch): (WirePos, u64)| {
+                let pos = pos_in(pos)?;
+                Ok(Milestone { pos, epoch })
+            };
+            Message::History {
+                generation,
+                milestones: list.into_iter().map(entry).collect::<Result<_, String>>()?,
+            }
+        }
         Kind::Record | Kind::RecordPart | Kind::Pages | Kind::Checksums => {
             return Err("bulk where control was expected".to_owned());
         }

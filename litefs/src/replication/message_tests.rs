@@ -122,6 +122,13 @@ fn one_of_each() -> Vec<Message> {
         Message::Bye {
             why: "shutting down".to_owned(),
         },
+        Message::History {
+            generation: 1,
+            milestones: vec![Milestone {
+                pos: pos(6, 2),
+                epoch: 4,
+            }],
+        },
     ]
 }
 

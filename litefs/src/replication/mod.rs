@@ -45,6 +45,8 @@ mod stream_tests;
 pub use changes::{ChangeHub, Changes};
 pub use filter::{DatabaseFilter, DbPattern};
 
+pub use crate::db::log::Milestone;
+
 /// Longest database name in bytes.
 pub const MAX_DB_NAME_LEN: usize = 1024;
 
@@ -165,6 +167,8 @@ pub struct SnapshotRequest {
     pub have: Option<Vec<u64>>,
     /// Where a copy broken off earlier started. Pin that position again if the log still covers it.
     pub resume_at: Option<Pos>,
+    /// Where the replica is: what our history was before is what tells where the two part.
+    pub replica_at: Pos,
 }
 
 /// Why the primary's store could not answer.
@@ -236,6 +240,10 @@ pub trait SnapshotReader: Send {
     fn page_size(&self) -> u32;
     /// Pages the database has at `start`.
     fn page_count(&self) -> u32;
+    /// Where this history was at the replica's position and before, newest first.
+    fn history(&self) -> Vec<Milestone> {
+        Vec::new()
+    }
     /// Skips pages before `next`, which an earlier copy from the same start already carried.
     fn seek(&mut self, next: Pgno);
     /// Reads pages in ascending order, about `max_bytes` and at least one; none when done. At last come, ascending
@@ -355,6 +363,8 @@ pub trait Sink: Send + Sync + 'static {
     fn page_checksums(&self, db: &DbName) -> Result<Option<Vec<u64>>, SinkError>;
     /// Where a page copy that was broken off can go on: its start, and the first page not yet on disk.
     fn resume_point(&self, db: &DbName) -> Option<(Pos, Pgno)>;
+    /// Hears where the primary's history has been; a page copy follows. Only notes it.
+    fn history(&self, _db: &DbName, _milestones: &[Milestone]) {}
     /// Begins a page copy, or goes on with the one of [`Sink::resume_point`] if `snapshot.next` is not the first page.
     /// A writer dropped before `finish` keeps what it has, for a later resume.
     ///

@@ -558,6 +558,10 @@ impl Inbound {
                 sender_epoch,
                 at,
             } => (generation, What::Drop { sender_epoch, at }),
+            Message::History {
+                generation,
+                milestones,
+            } => (generation, What::History(milestones)),
             Message::Unknown => (0, What::Unknown),
             other => return Err(out_of_place(&other, "not from a primary").into()),
         };

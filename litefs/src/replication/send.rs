@@ -586,6 +586,7 @@ impl Writer {
         };
         let page_size = valid_page_size(&*reader)?;
         tracing::info!(%db, %start, pages = reader.page_count(), %next, is_difference, "page copy begins");
+        self.session.history(stream, reader.history());
         self.session.copy_opened(
             stream,
             start,

@@ -19,8 +19,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::frame::{FrameError, Kind};
-use super::message::{MAX_RECORD_LEN, MAX_STREAMS, Message, PageBatch, RecordStart};
-use super::{Applied, DatabaseFilter, DbName, Fetch, Record, SnapshotRequest, SnapshotStart};
+use super::message::{
+    MAX_MILESTONES, MAX_RECORD_LEN, MAX_STREAMS, Message, PageBatch, RecordStart,
+};
+use super::{
+    Applied, DatabaseFilter, DbName, Fetch, Milestone, Record, SnapshotRequest, SnapshotStart,
+};
 use crate::ltx::{PageSize, Pgno, Pos};
 
 /// Bounds of one connection.
@@ -388,6 +392,7 @@ impl SendSession {
                 let request = SnapshotRequest {
                     have: offer.checksums.take(),
                     resume_at: offer.resume.map(|(start, _)| start),
+                    replica_at: db.peer,
                 };
                 Some(Turn::OpenCopy {
                     stream,
@@ -470,6 +475,17 @@ impl SendSession {
         db.is_paused = true;
         self.retries.push((at, stream));
         self.touch(stream);
+    }
+
+    /// Says where this history has been; a copy is announced next.
+    pub fn history(&mut self, stream: u16, mut milestones: Vec<Milestone>) {
+        milestones.truncate(MAX_MILESTONES);
+        let generation = self.at(stream).generation;
+        let history = Message::History {
+            generation,
+            milestones,
+        };
+        self.frames.push((stream, history));
     }
 
     /// Announces a copy.

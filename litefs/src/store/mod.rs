@@ -3,8 +3,10 @@
 //! ```text
 //! <data>/files/<path>          what the mount shows: databases with their companions, and ordinary files
 //! <data>/dbs/<id>/name         path of the database that this directory is about, then a line `crc32 <8 hex digits>` of it
-//! <data>/dbs/<id>/{log,ltx,quarantine,checksums-*}
+//! <data>/dbs/<id>/{log,ltx,lost,quarantine,checksums-*}
 //! ```
+
+pub mod lost;
 
 use std::collections::HashMap;
 use std::fs;

@@ -783,6 +783,7 @@ const UNREACHED_BY_PRIMARY: &[(&str, &str)] = &[
         "log.rotate:remove",
         "after a failed write only; the tests of the log cut there",
     ),
+    ("lost.", "needs another history; it::lost cuts there"),
     ("readers.", "a replica serves readers through a WAL of ours"),
     (
         "recover.fold:cut",
@@ -819,6 +820,7 @@ const UNREACHED_BY_REPLICA: &[(&str, &str)] = &[
         "log.quarantine:rename",
         "needs another history; the tests of the log cut there",
     ),
+    ("lost.", "needs another history; it::lost cuts there"),
     (
         "log.rotate:remove",
         "after a failed write only; the tests of the log cut there",

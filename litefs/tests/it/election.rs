@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use crate::harness::{Cluster, Node, Options, PATIENCE, cannot_mount, checksum_of_pages, wait_for};
 
-fn create(node: &Node, name: &str, mode: &str) -> Connection {
+pub(crate) fn create(node: &Node, name: &str, mode: &str) -> Connection {
     let db = node.open(name);
     let got: String = db
         .query_row(&format!("PRAGMA journal_mode={mode}"), [], |r| r.get(0))
@@ -259,16 +259,16 @@ fn what_a_paused_primary_wrote_meanwhile_is_kept_apart() {
         ["both", "kept"],
         "on a connection that was open throughout"
     );
-    let kept = std::fs::read_dir(cluster.nodes[primary].meta("a.db").join("quarantine")).unwrap();
+    let kept = std::fs::read_dir(cluster.nodes[primary].meta("a.db").join("lost")).unwrap();
     let lost = kept.map(|entry| entry.unwrap().path()).find(|path| {
-        Connection::open(path).is_ok_and(|db| {
+        Connection::open(path.join("database.db")).is_ok_and(|db| {
             db.query_row("SELECT v FROM t WHERE v='lost'", [], |r| {
                 r.get::<_, String>(0)
             })
             .is_ok()
         })
     });
-    assert!(lost.is_some(), "what was lost can be read in quarantine");
+    assert!(lost.is_some(), "what was lost can be read");
     cluster.nodes[primary].stop();
 }
 

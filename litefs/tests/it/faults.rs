@@ -56,6 +56,15 @@ fn txid(node: &Node, name: &str) -> u64 {
 }
 
 /// Files of a directory whose names end so, oldest first.
+/// Returns the whole databases that are kept of histories that lost.
+fn databases(dir: &Path) -> Vec<PathBuf> {
+    let entries = files(dir, "").into_iter();
+    entries
+        .map(|entry| entry.join("database.db"))
+        .filter(|path| path.is_file())
+        .collect()
+}
+
 fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
@@ -785,7 +794,7 @@ fn a_primary_that_lost_its_databases_does_not_take_them_from_replicas() {
     assert_eq!(count(&replica.open("b.db")), 5);
     let log = replica.log();
     assert!(log.contains("kept in"), "{log}");
-    let kept = files(&replica.meta("a.db").join("quarantine"), ".db");
+    let kept = databases(&replica.meta("a.db").join("lost"));
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert_eq!(count(&Connection::open(&kept[0]).unwrap()), 5);
     replica.stop();
@@ -834,7 +843,7 @@ fn what_a_node_wrote_while_it_was_primary_is_kept_when_it_follows_another() {
     assert_same(&primary, &other, "a.db");
     let log = other.log();
     assert!(log.contains("kept in"), "{log}");
-    let kept = files(&other.meta("a.db").join("quarantine"), ".db");
+    let kept = databases(&other.meta("a.db").join("lost"));
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert_eq!(count(&Connection::open(&kept[0]).unwrap()), 7);
     // Once: what comes later is the primary's history, and nothing of ours is in it.
@@ -843,7 +852,7 @@ fn what_a_node_wrote_while_it_was_primary_is_kept_when_it_follows_another() {
     primary.launch();
     other.launch();
     assert_same(&primary, &other, "a.db");
-    assert_eq!(files(&other.meta("a.db").join("quarantine"), ".db"), kept);
+    assert_eq!(databases(&other.meta("a.db").join("lost")), kept);
 }
 
 #[test]

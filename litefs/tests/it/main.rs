@@ -11,6 +11,7 @@ mod harness;
 mod history;
 
 mod litestream;
+mod lost;
 mod modes;
 mod nobody;
 mod nodes;

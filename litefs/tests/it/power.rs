@@ -18,14 +18,14 @@ use rusqlite::Connection;
 use crate::harness::{Node, Options, PATIENCE, assert_same, cannot_mount, first_in_log, wait_for};
 
 /// A file system in a file.
-struct Image {
-    at: PathBuf,
+pub(crate) struct Image {
+    pub(crate) at: PathBuf,
     device: String,
 }
 
 impl Image {
     /// Makes and mounts an image; says why there is none, if so.
-    fn new(dir: &Path, name: &str, mib: u64) -> Option<Image> {
+    pub(crate) fn new(dir: &Path, name: &str, mib: u64) -> Option<Image> {
         let file = dir.join(format!("{name}.img"));
         File::create(&file).unwrap().set_len(mib << 20).unwrap();
         let made = Command::new("mkfs.ext4")
@@ -68,7 +68,7 @@ impl Image {
     }
 
     /// Drops everything that was not synced; from now on every operation fails.
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         const EXT4_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
         let no_log_flush: u32 = 2;
         let dir = File::open(&self.at).unwrap();
@@ -79,7 +79,7 @@ impl Image {
     }
 
     /// After a cut: the machine is up again.
-    fn come_back(&self) {
+    pub(crate) fn come_back(&self) {
         wait_for("the image to be free", || self.try_unmount());
         self.mount();
     }

@@ -29,6 +29,7 @@
 //!
 //! An LTX file is opaque here: [`LogOptions::ltx_meta`] looks into it.
 
+mod apart;
 mod error;
 mod maintain;
 mod open;
@@ -49,10 +50,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+pub use apart::{Apart, read_apart, write_apart};
 pub use error::{BoxError, Error};
 pub use maintain::{Compact, Maintained};
 pub use open::{Finding, Opened};
-pub use read::{NewestFirst, ReadAfter};
+pub use read::{Milestone, NewestFirst, ReadAfter};
 pub use record::{Fault, Record, RecordMeta, WalCursor};
 
 use crate::disk::{Disk, OpenMode, Step};
@@ -338,7 +340,7 @@ impl Log {
         }
         let header = record::encode_header(meta, Kind::Transactions, ltx);
         match active {
-            Some(active) if !self.must_rotate(&active)? => {
+            Some(active) if !self.must_rotate(&active, meta)? => {
                 let len = self.append_to(&mut writer, &active, &header, ltx)?;
                 let copy = self.tail_copy(meta, ltx);
                 let mut state = self.state.lock();
@@ -527,13 +529,16 @@ impl Log {
 
     /// Says whether the next record belongs into a new segment, having made sure of INV-LOG-3.
     ///
-    /// A full segment waits for a sync that somebody else needs, until it is twice too long.
-    fn must_rotate(&self, active: &Active) -> Result<bool, Error> {
-        if active.len < self.options.segment_bytes || !active.has_records {
+    /// A full segment waits for a sync that somebody else needs, until it is twice too long. A tenure begins a segment:
+    /// once that is sealed, what its file has is of one tenure, and where two histories part stays to be found.
+    fn must_rotate(&self, active: &Active, meta: &RecordMeta) -> Result<bool, Error> {
+        let is_other_tenure = active.epoch != meta.epoch;
+        let is_full = active.len >= self.options.segment_bytes;
+        if !active.has_records || !(is_full || is_other_tenure) {
             return Ok(false);
         }
         if !active.is_durable {
-            if active.len < self.options.segment_bytes.saturating_mul(2) {
+            if !is_other_tenure && active.len < self.options.segment_bytes.saturating_mul(2) {
                 return Ok(false);
             }
             self.sync()?;
@@ -643,6 +648,8 @@ struct Active {
     file: Arc<File>,
     first: Txid,
     len: u64,
+    /// Tenure of its last record.
+    epoch: u64,
     has_records: bool,
     is_durable: bool,
 }
@@ -692,6 +699,7 @@ impl State {
             file: segment.file.clone(),
             first: segment.first,
             len: segment.len,
+            epoch: segment.last.epoch,
             has_records: !segment.entries.is_empty(),
             is_durable: self.durable == self.appended,
         }))

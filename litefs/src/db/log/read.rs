@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::record;
+use super::record::{self, Prefix, RECORD_HEADER_LEN, RecordMeta};
 use super::segment::{Entry, Segment};
 use super::{Error, Fault, Log, Record, Sealed, State, steps};
-use crate::ltx::Txid;
+use crate::ltx::{Pos, Txid};
 
 /// What [`Log::read_after`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,18 @@ pub enum ReadAfter {
         base: Txid,
     },
 }
+
+/// A position that a history has been through, and the tenure in which it got there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Milestone {
+    /// The position.
+    pub pos: Pos,
+    /// Zero if that is not known: a sealed file does not say.
+    pub epoch: u64,
+}
+
+/// Sealed files that are read for milestones at most; each is read whole.
+const MAX_SEALED: usize = 16;
 
 /// Where the records are that somebody asked for.
 enum Plan {
@@ -72,6 +84,85 @@ impl Log {
             log: self,
             before: Txid(before),
         }
+    }
+
+    /// Returns the ends of the records that begin at or before a transaction, newest first, at most `max`; at last, where
+    /// the log begins, if it comes to that.
+    ///
+    /// Of records in segments only the header is read: a damaged one is the end of no other history either.
+    #[must_use]
+    pub fn milestones(&self, upto: Txid, max: usize) -> Vec<Milestone> {
+        let (parts, sealed, end) = {
+            let state = self.state.lock();
+            let parts: Vec<SegmentPart> = state
+                .segments
+                .iter()
+                .rev()
+                .map(|segment| segment.part(segment.entries.clone()))
+                .collect();
+            let sealed: Vec<Sealed> = state.sealed.iter().rev().cloned().collect();
+            (parts, sealed, state.end)
+        };
+        let mut found = Vec::new();
+        let mut begin = end.map(|end| end.pos());
+        for part in &parts {
+            for entry in part.entries.iter().rev() {
+                if found.len() >= max {
+                    return found;
+                }
+                if entry.min_txid.prev() > upto {
+                    begin = None;
+                    continue;
+                }
+                let Ok(meta) = self.read_meta(part, entry) else {
+                    return found;
+                };
+                begin = Some(meta.pre_apply_pos());
+                if meta.min_txid <= upto {
+                    let (pos, epoch) = (meta.pos(), meta.epoch);
+                    found.push(Milestone { pos, epoch });
+                }
+            }
+        }
+        let mut read_count = 0;
+        for file in &sealed {
+            if found.len() >= max || read_count >= MAX_SEALED {
+                return found;
+            }
+            if file.min_txid.prev() > upto {
+                begin = None;
+                continue;
+            }
+            read_count += 1;
+            let Ok(Some(record)) = self.read_sealed(file) else {
+                return found;
+            };
+            begin = Some(record.meta.pre_apply_pos());
+            if record.meta.min_txid <= upto {
+                let pos = record.meta.pos();
+                found.push(Milestone { pos, epoch: 0 });
+            }
+        }
+        let pos = begin.filter(|pos| pos.txid <= upto);
+        found.extend(pos.map(|pos| Milestone { pos, epoch: 0 }));
+        found
+    }
+
+    /// Reads the fields of a record without its bytes.
+    fn read_meta(&self, part: &SegmentPart, entry: &Entry) -> Result<RecordMeta, Error> {
+        let path = self.paths.segment(part.first);
+        let mut header = [0; RECORD_HEADER_LEN];
+        self.disk
+            .read_exact_at(steps::READ, &part.file, &mut header, entry.offset)
+            .map_err(|e| Error::io(steps::READ, &path, e))?;
+        Prefix::parse(&header)
+            .and_then(|prefix| record::decode_fields(&header, prefix.ltx_len))
+            .map(|(meta, _)| meta)
+            .map_err(|fault| Error::Corrupt {
+                path,
+                offset: entry.offset,
+                fault,
+            })
     }
 
     /// Reads records of a segment with one read.
