@@ -100,6 +100,14 @@ impl Db {
                 want: first.meta.pre_pos(),
             });
         }
+        let was_primary = &self.node.was_primary;
+        if overlaps && was_primary.load(std::sync::atomic::Ordering::Acquire) {
+            // Nothing says that what the range begins before is not a branch of our own, which must not go without a trace.
+            return Err(DbError::PosMismatch {
+                have: known,
+                want: first.meta.pre_pos(),
+            });
+        }
         let Some(merged) = Merged::of(self, records)? else {
             return Ok(known);
         };
