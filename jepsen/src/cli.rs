@@ -194,7 +194,7 @@ fn prepare(plan: &Plan) -> anyhow::Result<Option<String>> {
     if let Some(why) = os::cannot_run() {
         return Ok(Some(why));
     }
-    if plan.fault.contains("clock-jump") && !cluster::has_faketime() {
+    if plan.fault.contains("clock-jump") && cluster::faketime().is_none() {
         return Ok(Some("libfaketime is missing: install libfaketime".into()));
     }
     interrupt::listen();

@@ -49,8 +49,26 @@ struct Worker {
     stop: Arc<AtomicBool>,
 }
 
+/// Has SQLite say on the standard error where it found a database damaged, and the like.
+fn log_what_sqlite_says() {
+    extern "C" fn say(_: *mut libc::c_void, code: libc::c_int, text: *const libc::c_char) {
+        if code == rusqlite::ffi::SQLITE_CORRUPT || code == rusqlite::ffi::SQLITE_NOTADB {
+            // SAFETY: SQLite gives a string that ends with a zero.
+            let text = unsafe { std::ffi::CStr::from_ptr(text) };
+            eprintln!("{} {code} {}", now(), text.to_string_lossy());
+        }
+    }
+    // SAFETY: nothing of SQLite's runs yet; the arguments are those of this option.
+    unsafe {
+        let say: extern "C" fn(*mut libc::c_void, libc::c_int, *const libc::c_char) = say;
+        let nothing = std::ptr::null_mut::<libc::c_void>();
+        rusqlite::ffi::sqlite3_config(rusqlite::ffi::SQLITE_CONFIG_LOG, say, nothing);
+    }
+}
+
 /// Runs until the standard input ends.
 pub(crate) fn run(args: &Args) {
+    log_what_sqlite_says();
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     let kinds = args

@@ -180,9 +180,11 @@ impl Node {
             command.arg("-debug");
         }
         command.env("NO_COLOR", "1").env("RUST_BACKTRACE", "1");
-        if settings.fake_clocks {
+        if settings.fake_clocks
+            && let Some(library) = faketime()
+        {
             command
-                .env("LD_PRELOAD", FAKETIME)
+                .env("LD_PRELOAD", library)
                 .env("FAKETIME_TIMESTAMP_FILE", self.clock_file())
                 .env("FAKETIME_NO_CACHE", "1")
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
@@ -278,11 +280,16 @@ impl Node {
     }
 }
 
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-
-/// Whether wall clocks can be set off.
-pub(crate) fn has_faketime() -> bool {
-    Path::new(FAKETIME).exists()
+/// The library that sets wall clocks off, if it is installed.
+pub(crate) fn faketime() -> Option<PathBuf> {
+    let machine = std::env::consts::ARCH;
+    let places = [
+        format!("/usr/lib/{machine}-linux-gnu/faketime"),
+        "/usr/lib64/faketime".into(),
+        "/usr/lib/faketime".into(),
+    ];
+    let library = |dir: &String| Path::new(dir).join("libfaketimeMT.so.1");
+    places.iter().map(library).find(|path| path.exists())
 }
 
 impl Cluster {
@@ -494,13 +501,13 @@ impl Cluster {
             }
         }
         for node in &mut self.nodes {
-            if let Some(mut child) = node.client.take() {
-                if os::wait_end(&mut child, Duration::from_secs(25)).is_none() {
-                    self.troubles
-                        .push(format!("the client of n{} cannot be ended", node.index));
-                    os::signal(&child, libc::SIGKILL);
-                    os::wait_end(&mut child, END);
-                }
+            if let Some(mut child) = node.client.take()
+                && os::wait_end(&mut child, Duration::from_secs(25)).is_none()
+            {
+                self.troubles
+                    .push(format!("the client of n{} cannot be ended", node.index));
+                os::signal(&child, libc::SIGKILL);
+                os::wait_end(&mut child, END);
             }
         }
         // Those of clients that hang would never end.

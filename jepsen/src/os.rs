@@ -148,7 +148,7 @@ impl NetNs {
         if !addresses.is_empty() {
             let set = addresses.join(", ");
             rules += &format!(
-                "table inet jepsen {{ chain in {{ type filter hook input priority 0; ip saddr {{ {set} }} drop; }} }}\n"
+                "table inet jepsen {{\nchain in {{\ntype filter hook input priority 0;\nip saddr {{ {set} }} drop;\n}}\n}}\n"
             );
         }
         let mut nft = self.command("nft");

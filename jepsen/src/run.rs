@@ -119,6 +119,11 @@ impl Plan {
         let evidence = evidence?;
         wrote?;
         let anomalies = checker::check(&evidence);
+        let lines: Vec<String> = anomalies
+            .iter()
+            .map(|a| format!("{}: {} {}\n", a.guarantee, a.db, a.text))
+            .collect();
+        fs::write(dir.join("anomalies"), lines.concat())?;
         if self.keep || !anomalies.is_empty() {
             for node in &cluster.nodes {
                 let to = dir.join(format!("n{}/data", node.index));
