@@ -286,6 +286,12 @@ fn of_a_rollback_mode_nothing_but_commits_is_captured_after_a_change_of_roles() 
         });
         if i % 10 == 0 {
             let _ = db.query_row("PRAGMA wal_checkpoint", [], |_| Ok(()));
+        } else if i % 10 == 5 {
+            // Another program that could write comes and goes; the file is looked at then.
+            let path = cluster.nodes[other].path("a.db");
+            let mut sh = std::process::Command::new("sh");
+            let done = sh.args(["-c", ": <> \"$0\""]).arg(path).status();
+            assert!(done.unwrap().success());
             let at = Instant::now();
             wait_for("the file to be looked at", || {
                 at.elapsed() > Duration::from_millis(200)
