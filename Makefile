@@ -1,11 +1,13 @@
 # make test: everything CI runs.   make demo: three nodes on this machine.   make bench: the speed table.
 # make conformance: SQLite's own test suite, and programs and test suites of others, in the mount and in a plain directory,
 # compared.
+# make jepsen: the fault matrix (jepsen/README.md); JEPSEN='--seconds 60 --seed 7' changes how.
 # All first install what they need (Debian packages as root; otherwise they say what to install).
 SHELL := /bin/bash
 PACKAGES := sqlite3 libsqlite3-dev fuse3 gcc python3-venv
 LITESTREAM := target/tools/bin/litestream
-.PHONY: test demo bench conformance lint tools setup
+JEPSEN := --seconds 15
+.PHONY: test demo bench conformance jepsen lint tools setup
 
 setup:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
@@ -42,3 +44,8 @@ conformance: setup
 	@scripts/conformance --user-space
 	@scripts/conformance-programs
 	@scripts/conformance-programs --user-space
+
+jepsen: PACKAGES += iproute2 nftables e2fsprogs libfaketime
+jepsen: setup
+	cargo build --release -p litefs -p litefs-jepsen
+	@target/release/litefs-jepsen --litefs target/release/litefs matrix $(JEPSEN)

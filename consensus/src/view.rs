@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::command::ClusterState;
 use crate::lease::Leases;
 use crate::member::{Member, NodeId};
-use crate::raft::Metrics;
+use crate::raft::{Metrics, term_of};
 use crate::state_machine::Applied;
 
 /// A node's view of its cluster. It may be late; only a [`Lease`](crate::Lease) says who may act.
@@ -28,6 +28,9 @@ pub struct View {
     pub voter_sets: Vec<BTreeSet<NodeId>>,
     /// What is replicated besides the members.
     pub state: Arc<ClusterState>,
+    /// Whether that is what the leader of this epoch began with, or newer. A node that has just started knows only what its
+    /// last snapshot says.
+    pub is_current: bool,
     /// What the disk refuses at the moment; nothing is acknowledged until it goes away.
     pub trouble: Option<String>,
     /// Why Raft has stopped on this node, if it has; only a restart helps.
@@ -67,6 +70,7 @@ impl View {
             learners: all().filter(|(id, _)| !voters.contains(id)).collect(),
             voter_sets: membership.get_joint_config().clone(),
             state: applied.state.clone(),
+            is_current: metrics.last_applied.as_ref().map(term_of) == Some(metrics.current_term),
             trouble,
             stopped: metrics
                 .running_state

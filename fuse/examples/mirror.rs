@@ -64,5 +64,5 @@ fn main() -> std::io::Result<()> {
         mounted.passthrough()
     );
     std::io::stdin().lines().for_each(drop);
-    mounted.unmount().map(drop)
+    mounted.unmount(true).map(drop)
 }

@@ -205,7 +205,7 @@ mod tests {
         abort_connection(libc::minor(device)).unwrap();
         let error = std::fs::read(mount_point.join("g")).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");
-        let _ = mounted.unmount();
+        let _ = mounted.unmount(true);
         crate::clean_stale_mount(&mount_point).unwrap();
     }
 }

@@ -97,19 +97,34 @@ impl Mounted {
     /// Unmounts; a mount that is still in use is detached, so that it goes with its last user. Returns whether nobody
     /// uses it.
     ///
+    /// Without `may_detach` it stays if it is in use, and is dead once this process ends: whoever uses it then finds no
+    /// bare directory in its place.
+    ///
     /// # Errors
     /// When the kernel refuses even to detach it.
-    pub fn unmount(mut self) -> io::Result<bool> {
-        self.unmount_in_place()
+    pub fn unmount(mut self, may_detach: bool) -> io::Result<bool> {
+        self.unmount_in_place(may_detach)
     }
 
-    fn unmount_in_place(&mut self) -> io::Result<bool> {
+    fn unmount_in_place(&mut self, may_detach: bool) -> io::Result<bool> {
         let Some(session) = self.session.take() else {
             return Ok(true);
         };
         *self.invalidator.notifier.write() = None;
+        let leave = |session: BackgroundSession| {
+            tracing::warn!(
+                mount = %self.mount_point.display(),
+                "programs have databases open: the mount stays, and answers with errors, until the next start replaces it; \
+                 `umount -l` removes it for good"
+            );
+            std::mem::forget(session); // it would detach it
+            Ok(false)
+        };
         match umount(&self.mount_point, 0) {
             Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && !may_detach => {
+                return leave(session);
+            }
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
                 tracing::warn!(mount = %self.mount_point.display(), "mount is in use, detaching it");
                 umount(&self.mount_point, libc::MNT_DETACH)?;
@@ -118,6 +133,9 @@ impl Mounted {
             }
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
                 if let Err(error) = fusermount("-u", &self.mount_point) {
+                    if !may_detach {
+                        return leave(session);
+                    }
                     tracing::warn!(mount = %self.mount_point.display(), %error, "mount is in use, detaching it");
                     // Its users keep the session alive; the process ends it.
                     return fusermount("-uz", &self.mount_point).map(|()| false);
@@ -133,7 +151,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Err(error) = self.unmount_in_place() {
+        if let Err(error) = self.unmount_in_place(true) {
             tracing::error!(mount = %self.mount_point.display(), %error, "cannot unmount");
         }
     }

@@ -143,7 +143,7 @@ fn others_are_served_while_many_wait() {
         program.join().unwrap();
     }
     other.join().unwrap();
-    mounted.unmount().unwrap();
+    mounted.unmount(false).unwrap();
     assert!(all_wait, "not all came to wait");
     assert!(early.is_err(), "one did not wait: {early:?}");
     assert!(

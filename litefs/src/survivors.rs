@@ -121,7 +121,7 @@ pub struct Survivors {
 struct Known {
     mounts: Vec<MountRecord>,
     pids: BTreeSet<i32>,
-    /// Journals in the new mount, and the processes that made them.
+    /// Journals in the new mount, and the processes that write them.
     journals: HashMap<PathBuf, i32>,
 }
 
@@ -133,8 +133,9 @@ impl Survivors {
         known.pids = found.iter().map(|s| s.pid).collect();
     }
 
-    /// Learns who made a journal: a transaction of that program's in the new mount ends by removing it.
-    pub fn journal_made(&self, path: &Path, thread: u32) {
+    /// Learns who made or opened a journal, to write it: a transaction of that program's in the new mount ends by
+    /// removing it.
+    pub fn journal_used(&self, path: &Path, thread: u32) {
         let mut known = self.known.lock();
         if !known.pids.is_empty()
             && let Some(pid) = process_of(thread)
@@ -144,7 +145,7 @@ impl Survivors {
     }
 
     /// Returns the program that a thread is of, if it outlived a daemon, still has a descriptor to show for it, and is
-    /// about to remove a companion of a database that it did not make.
+    /// about to remove a companion of a database that it does not use in the new mount.
     #[must_use]
     pub fn may_not_remove(&self, path: &Path, thread: u32) -> Option<Survivor> {
         let mut known = self.known.lock();

@@ -64,7 +64,7 @@ impl Db {
             }
             return Ok(Scanned::Clean);
         }
-        if self.has_wal() && is_wal_mode(&main) {
+        if self.is_read_through_wal(&main) {
             // Pages reach the file by checkpoints, of frames that are captured.
             self.capture_wal_locked(&mut inner)?;
             let is_unknown = inner.is_replaced || inner.page_count == 0;
@@ -137,6 +137,12 @@ impl Db {
         }
         inner.stamp = Some(stamp);
         Ok(Scanned::Clean)
+    }
+
+    /// Returns whether programs read and write through a WAL. The header does not tell alone: of a database in a rollback
+    /// mode that was a replica's, they go on with the WAL that we made, until the last of them closes it.
+    fn is_read_through_wal(&self, main: &File) -> bool {
+        std::fs::metadata(&self.paths.wal).is_ok_and(|m| m.len() > 0 || is_wal_mode(main))
     }
 
     /// Captures what has been committed so far, as far as that can be told without one of SQLite's locks.

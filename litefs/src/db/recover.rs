@@ -436,8 +436,12 @@ impl Db {
         }
         main.sync_data().map_err(io())?;
         crash_point(steps::ROLL_BACK_REMOVE);
+        // Where it is mounted: as long as the kernel has the name, the journal is hot to SQLite, and every reader waits.
+        let relative = super::paths::with_suffix(&self.paths.relative, "-journal");
+        self.node.invalidate(|inv| inv.forget_file(&relative));
         std::fs::remove_file(&self.paths.journal)
             .map_err(DbError::io("remove", &self.paths.journal))?;
+        self.node.invalidate(|inv| inv.name(&relative));
         tracing::info!(db = %self.name, "rolled back an interrupted transaction");
         Ok(Rollback::Done)
     }

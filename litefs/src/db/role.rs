@@ -420,7 +420,7 @@ impl Db {
     }
 
     /// Returns how many handles programs have on the file that has the database's name now, as the mount knows.
-    pub(super) fn handles_in_mount(&self) -> u32 {
+    pub fn handles_in_mount(&self) -> u32 {
         let all = self
             .node
             .invalidator

@@ -354,12 +354,15 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         if let Some(watching) = watching {
             watching.stop();
         }
+        let mut is_in_use = false;
         for db in store.all() {
+            is_in_use |= db.handles_in_mount() > 0;
             if let Err(error) = db.close_for_unmount() {
                 tracing::error!(db = %db.name(), error = chain(&error), "close");
             }
         }
-        if mounted.unmount().context("unmount")? {
+        // Who has a database open would make its next journal in the bare directory, and commit where nobody sees it.
+        if mounted.unmount(!is_in_use).context("unmount")? {
             mounts.pop();
             data_dir.set_mounts(&mounts)?;
         }

@@ -3,11 +3,12 @@
 //! What holds:
 //! - INV-QUORUM-1: an acknowledgement counts only if it was given in the primary's own tenure, for bytes on disk, by a voter
 //!   that had all this tenure began with (INV-TAKEOVER-1 rests on it);
-//! - INV-QUORUM-2: this node counts as one once its own log is on disk.
+//! - INV-QUORUM-2: this node counts as one once its own log is on disk;
+//! - INV-QUORUM-3: as long as a node does not know the cluster's settings, commits wait.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use consensus::{Cluster, Durability, NodeId, View};
@@ -56,6 +57,8 @@ pub(super) struct Quorum {
     view: watch::Receiver<View>,
     acks: Mutex<Acks>,
     changed: Condvar,
+    /// The cluster's settings have been known once.
+    knows_settings: AtomicBool,
 }
 
 impl Quorum {
@@ -66,6 +69,7 @@ impl Quorum {
             cluster,
             acks: Mutex::default(),
             changed: Condvar::new(),
+            knows_settings: AtomicBool::new(false),
         })
     }
 
@@ -139,7 +143,13 @@ impl AckListener for Quorum {
 impl CommitGate for Quorum {
     fn waits(&self, db: &DbName) -> bool {
         let view = self.view.borrow();
+        if view.is_current {
+            self.knows_settings.store(true, Ordering::Release);
+        }
+        // How a WAL is opened stays as long as it is open: who opens one before a node that starts knows of `quorum` must not
+        // get one whose commits nobody can hold (INV-QUORUM-3).
         view.state.durability_of(db.as_str()) != Durability::Async
+            || !self.knows_settings.load(Ordering::Acquire)
     }
 
     fn wait(&self, db: &Db, pos: Pos) -> bool {

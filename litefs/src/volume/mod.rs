@@ -122,6 +122,11 @@ impl LiteVolume {
         if own {
             return changing;
         }
+        if request.writable && matches!(Role::of(request.path), Role::Journal(_)) {
+            // Also one that was left behind: whoever writes it ends his transaction by removing it.
+            let survivors = &self.node.survivors;
+            survivors.journal_used(request.path, request.caller.pid);
+        }
         match Role::of(request.path) {
             Role::Wal(main) if request.writable => {
                 self.watcher.wal_opened(&main, false);
@@ -298,7 +303,7 @@ impl LiteVolume {
         match op {
             Op::Create { path } => {
                 if matches!(Role::of(path), Role::Journal(_)) {
-                    self.node.survivors.journal_made(path, caller.pid);
+                    self.node.survivors.journal_used(path, caller.pid);
                 }
                 if let Role::Wal(main) | Role::Journal(main) = Role::of(path)
                     && !self.is_own(caller)
@@ -314,7 +319,12 @@ impl LiteVolume {
             Op::Truncate { path, size } => return self.before_truncate(path, *size),
             Op::Unlink { path } => {
                 self.refuse_survivor(path, caller)?;
-                self.before_unlink(path)?;
+                self.before_unlink(path).inspect_err(|_| {
+                    // It stays, and removing it is tried again.
+                    if matches!(Role::of(path), Role::Journal(_)) {
+                        self.node.survivors.journal_used(path, caller.pid);
+                    }
+                })?;
             }
             Op::Write {
                 path,

@@ -168,6 +168,57 @@ fn nor_does_it_in_a_rollback_mode() {
     survives_handoffs("delete");
 }
 
+/// Programs that had a database in a rollback mode open on a replica go on with our WAL when the node is primary. The file
+/// alone, which only checkpoints bring on, was captured as a transaction of its own then: of an older state, or of half of
+/// one. (litefs-jepsen, partition-half, seed 2.)
+#[test]
+fn of_a_rollback_mode_nothing_but_commits_is_captured_after_a_change_of_roles() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), 2, &Options::default());
+    let primary = cluster.primary();
+    let other = cluster.others(primary)[0];
+    drop(create(&cluster.nodes[primary], "a.db", "delete"));
+    cluster.wait_until_level("a.db");
+    let db = cluster.nodes[other].open("a.db");
+    assert_eq!(count(&db), 0);
+    cluster.promote(other);
+    let txid = || {
+        let pos = cluster.nodes[other].pos("a.db").unwrap();
+        u64::from_str_radix(pos.split('/').next().unwrap(), 16).unwrap()
+    };
+    let before = txid();
+    db.busy_timeout(Duration::from_secs(1)).unwrap();
+    for i in 1..=40 {
+        // On a machine that is slow now and then, the role may go.
+        wait_for("a write", || {
+            let insert = "INSERT INTO t(v) VALUES(randomblob(3000))";
+            let is_done = db.execute(insert, []).is_ok();
+            if !is_done {
+                let _ = cluster.nodes[other].ask("POST", "/promote");
+            }
+            is_done
+        });
+        if i % 10 == 0 {
+            let _ = db.query_row("PRAGMA wal_checkpoint", [], |_| Ok(()));
+        } else if i % 10 == 5 {
+            // Another program that could write comes and goes; the file is looked at then.
+            let path = cluster.nodes[other].path("a.db");
+            let mut sh = std::process::Command::new("sh");
+            let done = sh.args(["-c", ": <> \"$0\""]).arg(path).status();
+            assert!(done.unwrap().success());
+            let at = Instant::now();
+            wait_for("the file to be looked at", || {
+                at.elapsed() > Duration::from_millis(200)
+            });
+        }
+    }
+    assert_eq!(txid() - before, 40);
+    cluster.assert_same("a.db");
+}
+
 #[test]
 fn a_handoff_waits_for_no_program_that_sits_in_a_transaction() {
     if cannot_mount() {
@@ -196,6 +247,49 @@ fn a_handoff_waits_for_no_program_that_sits_in_a_transaction() {
         .unwrap();
     cluster.assert_same("a.db");
     assert_eq!(count(&db), 3);
+}
+
+/// A node that is told to stop while programs have its databases open: they must not be told that something is committed
+/// which then nobody has. (litefs-jepsen, rolling.)
+#[test]
+fn what_programs_write_while_their_node_stops_is_refused_or_kept() {
+    if cannot_mount() {
+        return;
+    }
+    for mode in ["delete", "wal"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = Cluster::start(dir.path(), 3, &Options::default());
+        let primary = cluster.primary();
+        drop(create(&cluster.nodes[primary], "a.db", mode));
+        cluster.wait_until_level("a.db");
+        let stopped = cluster.others(primary)[0];
+        let path = cluster.nodes[stopped].path("a.db");
+        let db = Connection::open(&path).unwrap();
+        assert_eq!(count(&db), 0);
+        let stop = AtomicBool::new(false);
+        let written = std::thread::scope(|scope| {
+            let is_over = &stop;
+            let writer = scope.spawn(move || {
+                let mut written = 0;
+                while !is_over.load(Ordering::Acquire) {
+                    written += i64::from(db.execute("INSERT INTO t(v) VALUES(1)", []).is_ok());
+                }
+                written
+            });
+            let stop = StopOnDrop(&stop);
+            cluster.nodes[stopped].stop();
+            let at = Instant::now();
+            wait_for("a moment to write", || {
+                at.elapsed() > Duration::from_millis(200)
+            });
+            drop(stop);
+            writer.join().unwrap()
+        });
+        cluster.nodes[stopped].launch();
+        cluster.assert_same("a.db");
+        let there = count(&cluster.nodes[primary].open("a.db"));
+        assert_eq!(there, written, "{mode}");
+    }
 }
 
 /// A daemon that is stopped does not stop the programs on its node: what they write is another history by then.

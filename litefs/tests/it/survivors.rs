@@ -123,6 +123,27 @@ fn a_transaction_under_way_when_the_daemon_dies_is_rolled_back() {
     }
 }
 
+/// A journal that is not hot is no transaction, so no start removes it. Who outlived the daemon found it, wrote it, and could
+/// never remove it: no commit on that node any more. (litefs-jepsen, kill-all, seed 1.)
+#[test]
+fn a_journal_that_was_left_behind_does_not_lock_out_who_outlived_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    if cannot_mount() || !is_on_ext4(dir.path()) {
+        return;
+    }
+    let mut primary = Node::primary(dir.path(), "");
+    let old = create(&primary, "a.db", "delete");
+    primary.kill();
+    let left = primary.data().join("files/a.db-journal");
+    std::fs::write(left, vec![0; 512]).unwrap();
+    primary.launch();
+    let new = primary.open("a.db");
+    insert(&new).unwrap();
+    insert(&new).unwrap();
+    assert_eq!(rows(&new), 3);
+    drop(old);
+}
+
 #[test]
 fn a_reader_that_outlives_the_daemon_of_a_replica_keeps_a_whole_snapshot() {
     let dir = tempfile::tempdir().unwrap();
