@@ -24,12 +24,13 @@ use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::decide::epochs;
+use super::decide::takeover::{Report, Round, Standing, Wanted};
 use super::lender::Borrowing;
 use super::peers::Peers;
 use super::ports::Ports;
 use super::quorum::Quorum;
 use super::roles::Roles;
-use super::takeover::{self, Report, Wanted};
 use crate::db::{Db, DbError};
 use crate::http::HttpDial;
 use crate::http::cluster::{FenceReply, FenceRequest, Peer, show_id};
@@ -89,10 +90,17 @@ impl Election {
 
     /// Returns the lease under which this node may take writes.
     pub(super) fn lease(&self) -> Option<Lease> {
-        self.cluster.lease().filter(|lease| {
-            self.given_up.load(Ordering::Acquire) < lease.epoch
-                && *self.ports.seen_epoch.read() <= lease.epoch
-        })
+        let lease = self.cluster.lease()?;
+        let seen = *self.ports.seen_epoch.read();
+        let given_up = self.given_up.load(Ordering::Acquire);
+        epochs::tenure(Some(lease.epoch), given_up, seen).map(|_| lease)
+    }
+
+    /// Returns the epoch in which this node may take writes, for who knows the highest epoch seen: a thread that holds that
+    /// lock would wait for itself, behind one that waits to raise it.
+    fn tenure(&self, seen: u64) -> Option<u64> {
+        let lease = self.cluster.lease().map(|lease| lease.epoch);
+        epochs::tenure(lease, self.given_up.load(Ordering::Acquire), seen)
     }
 
     /// Runs until the process ends.
@@ -267,8 +275,7 @@ impl Election {
     async fn try_take_over(self: &Arc<Self>, epoch: u64, view: &View) -> anyhow::Result<bool> {
         let this = self.clone();
         let own = tokio::task::spawn_blocking(move || this.fence_here(epoch)).await??;
-        let reports = self.fence_quorum(epoch, view).await?;
-        let wanted = takeover::plan(&own, &reports);
+        let wanted = self.fence_quorum(epoch, view, own).await?.plan();
         for w in &wanted {
             let db = self.ports.store.get(w.db.as_str());
             anyhow::ensure!(
@@ -284,11 +291,8 @@ impl Election {
             return Ok(false);
         }
         let this = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let may = || this.lease().is_some_and(|lease| lease.epoch == epoch);
-            this.roles.promote(epoch, may)
-        })
-        .await?
+        tokio::task::spawn_blocking(move || this.roles.promote(epoch, |seen| this.tenure(seen)))
+            .await?
     }
 
     /// Ends older tenures here, and says what this node has. Blocks.
@@ -304,7 +308,7 @@ impl Election {
 
     fn report(&self) -> Report {
         let databases = self.ports.store.all().into_iter().filter_map(|db| {
-            let standing = takeover::Standing {
+            let standing = Standing {
                 pos: db.pos(),
                 epoch: db.log().end().map_or(0, |end| end.epoch),
             };
@@ -326,7 +330,7 @@ impl Election {
     }
 
     /// Has a quorum of voters take nothing older any more, and hears what they have.
-    async fn fence_quorum(&self, epoch: u64, view: &View) -> anyhow::Result<Vec<Report>> {
+    async fn fence_quorum(&self, epoch: u64, view: &View, own: Report) -> anyhow::Result<Round> {
         let request = self.request(epoch);
         let others = view.voters.iter().filter(|(id, _)| **id != self.node_id());
         let mut asked: FuturesUnordered<_> = others
@@ -334,16 +338,15 @@ impl Election {
                 let (request, peers) = (&request, &self.peers);
                 async move {
                     let reply = peers.fence(&member.url, request, FENCE_PATIENCE).await;
-                    (*id, reply.and_then(|reply| read_reply(*id, &reply)))
+                    reply.and_then(|reply| read_reply(*id, &reply))
                 }
             })
             .collect();
-        let mut granted = BTreeSet::from([self.node_id()]);
-        let mut reports = Vec::new();
+        let mut round = Round::new(own);
         let mut failures = Vec::new();
         let mut stragglers_until = None;
         loop {
-            if stragglers_until.is_none() && view.is_quorum(&granted) {
+            if stragglers_until.is_none() && view.is_quorum(round.granted()) {
                 stragglers_until = Some(tokio::time::Instant::now() + STRAGGLERS);
             }
             let wait = async {
@@ -352,7 +355,7 @@ impl Election {
                     None => std::future::pending().await,
                 }
             };
-            let (id, reply) = tokio::select! {
+            let reply = tokio::select! {
                 next = asked.next() => match next {
                     Some(next) => next,
                     None => break,
@@ -360,21 +363,18 @@ impl Election {
                 () = wait => break,
             };
             match reply {
-                Ok(report) => {
-                    granted.insert(id);
-                    reports.push(report);
-                }
+                Ok(report) => round.heard(report),
                 Err(error) => failures.push(format!("{error:#}")),
             }
         }
         anyhow::ensure!(
-            view.is_quorum(&granted),
+            view.is_quorum(round.granted()),
             "{} of {} voters answered; {}",
-            granted.len(),
+            round.granted().len(),
             view.voters.len(),
             failures.join("; ")
         );
-        Ok(reports)
+        Ok(round)
     }
 
     /// Brings databases to where other nodes have them.
@@ -472,12 +472,8 @@ impl Election {
         loop {
             let epoch = node.epoch.load(Ordering::Acquire);
             let is_over = || {
-                node.is_primary()
-                    && self
-                        .cluster
-                        .lease()
-                        .is_none_or(|lease| lease.epoch != epoch)
-                    || *self.ports.seen_epoch.read() > epoch && node.is_primary()
+                let lease = self.cluster.lease().map(|lease| lease.epoch);
+                node.is_primary() && epochs::is_over(epoch, lease, *self.ports.seen_epoch.read())
             };
             if is_over() || self.unfenced.load(Ordering::Acquire) && !node.is_primary() {
                 let left = self.roles.demote(Duration::from_millis(100));
@@ -651,7 +647,7 @@ fn read_reply(id: NodeId, reply: &FenceReply) -> anyhow::Result<Report> {
         show_id(id)
     );
     let databases = reply.databases.iter().map(|db| {
-        let standing = takeover::Standing {
+        let standing = Standing {
             pos: db.pos.parse()?,
             epoch: db.epoch,
         };

@@ -6,6 +6,7 @@
 mod api;
 mod cluster_api;
 mod data_dir;
+mod decide;
 mod elected;
 mod election;
 mod lender;
@@ -14,7 +15,6 @@ mod peers;
 mod ports;
 mod quorum;
 mod roles;
-mod takeover;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -9,6 +9,8 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
 use super::data_dir::DataDir;
+use super::decide::epochs;
+use super::decide::history::{self, Lead};
 use crate::db::log::{Error as LogError, ReadAfter};
 use crate::db::{Db, DbError, NodeContext, PageCopyReader, PageCopyWriter, record_from_log};
 use crate::lag::Lag;
@@ -57,10 +59,9 @@ impl Ports {
 
     fn check_epoch(&self, sent: u64) -> Result<RwLockReadGuard<'_, u64>, SinkError> {
         let seen = self.seen_epoch.read();
-        if sent < *seen {
-            Err(SinkError::StaleEpoch { sent, seen: *seen })
-        } else {
-            Ok(seen)
+        match epochs::may_take(sent, *seen) {
+            true => Ok(seen),
+            false => Err(SinkError::StaleEpoch { sent, seen: *seen }),
         }
     }
 
@@ -182,14 +183,15 @@ impl Source for Ports {
         if end.txid.0 == 0 {
             return Ok(Fetch::Unknown);
         }
-        if after == end {
+        let lead = history::lead(after, end);
+        if lead == Lead::Level {
             return Ok(Fetch::UpToDate);
         }
         if db.published().page_count == 0 && db.pos() == end {
             return Ok(Fetch::Dropped { at: end });
         }
         let snapshot = |why: String| Ok(Fetch::NeedSnapshot { why });
-        if after.txid >= end.txid {
+        if lead == Lead::Copy {
             return snapshot(format!(
                 "replica is at {after}, which is not in the history that ends at {end}"
             ));
@@ -200,7 +202,7 @@ impl Source for Ports {
                 let Some(first) = records.first() else {
                     return Ok(Fetch::UpToDate);
                 };
-                if first.meta.min_txid.prev() == after.txid && first.meta.pre_apply_pos() != after {
+                if !history::joins(after, first.meta.pre_apply_pos()) {
                     return snapshot(format!(
                         "replica is at {after}, which is not in this history"
                     ));
@@ -321,7 +323,7 @@ impl Sink for Ports {
             return Ok(());
         }
         let mut seen = self.seen_epoch.write();
-        if epoch < *seen {
+        if !epochs::may_take(epoch, *seen) {
             return Err(SinkError::StaleEpoch {
                 sent: epoch,
                 seen: *seen,

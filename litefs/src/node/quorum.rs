@@ -1,11 +1,9 @@
 //! Commits that return once a majority of the voters has them on disk.
 //!
 //! What holds:
-//! - INV-QUORUM-1: an acknowledgement counts only if it was given in the primary's own tenure, for bytes on disk, by a voter
-//!   that had all this tenure began with (INV-TAKEOVER-1 rests on it);
+//! - INV-QUORUM-1: which acknowledgements count (`decide::acks`);
 //! - INV-QUORUM-2: this node counts as one once its own log is on disk.
 
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,8 +12,9 @@ use consensus::{Cluster, Durability, NodeId, View};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
+use super::decide::acks::Acks;
 use crate::db::{CommitGate, Db, NodeContext};
-use crate::ltx::{Pos, Txid};
+use crate::ltx::Pos;
 use crate::replication::replicas::AckListener;
 use crate::replication::{Applied, DbName};
 
@@ -23,28 +22,6 @@ use crate::replication::{Applied, DbName};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a commit that waits looks whether this node is still the primary.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Who has what.
-#[derive(Debug, Default)]
-struct Acks {
-    /// Tenure of which the rest is.
-    epoch: u64,
-    /// Voters that had all that this tenure began with.
-    accepted: BTreeSet<NodeId>,
-    durable: HashMap<DbName, HashMap<NodeId, Txid>>,
-}
-
-impl Acks {
-    fn of(&mut self, epoch: u64) -> Option<&mut Acks> {
-        if epoch > self.epoch {
-            *self = Acks {
-                epoch,
-                ..Acks::default()
-            };
-        }
-        (epoch == self.epoch).then_some(self)
-    }
-}
 
 /// Makes commits wait for a majority.
 pub(super) struct Quorum {
@@ -68,48 +45,30 @@ impl Quorum {
 
     /// Learns that a node has all that a tenure began with.
     pub(super) fn accepted(&self, node: NodeId, epoch: u64) {
-        if let Some(acks) = self.acks.lock().of(epoch) {
-            acks.accepted.insert(node);
-        }
+        self.acks.lock().accepted(node, epoch);
         self.changed.notify_all();
     }
 
     /// Returns whether a majority has a position; `here` whether this node is one of those.
-    fn has(&self, acks: &Acks, db: &DbName, pos: Pos, here: bool) -> bool {
-        let mut nodes: BTreeSet<NodeId> = acks
-            .durable
-            .get(db)
-            .into_iter()
-            .flatten()
-            .filter(|(node, txid)| **txid >= pos.txid && acks.accepted.contains(node))
-            .map(|(node, _)| *node)
-            .collect();
-        if here {
-            nodes.insert(self.node.node_id);
-        }
-        self.view.borrow().is_quorum(&nodes)
+    fn has(&self, acks: &mut Acks, epoch: u64, db: &DbName, pos: Pos, here: bool) -> bool {
+        let here = here.then_some(self.node.node_id);
+        let holders = acks.holders(epoch, db, pos, here);
+        self.view.borrow().is_quorum(&holders)
     }
 
     /// Returns whether a majority has what is in doubt by now.
     pub(super) fn has_by_now(&self, db: &Db, pos: Pos) -> bool {
         let epoch = self.node.epoch.load(Ordering::Acquire);
         let is_here = db.sync_log().is_ok();
-        let mut acks = self.acks.lock();
-        acks.of(epoch)
-            .is_some_and(|acks| self.has(acks, db.name(), pos, is_here))
+        self.has(&mut self.acks.lock(), epoch, db.name(), pos, is_here)
     }
 }
 
 impl AckListener for Quorum {
     fn acked(&self, node_id: u64, epoch: u64, db: &DbName, applied: Applied) {
-        {
-            let mut acks = self.acks.lock();
-            let Some(acks) = acks.of(epoch) else {
-                return;
-            };
-            let of_db = acks.durable.entry(db.clone()).or_default();
-            of_db.insert(node_id, applied.durable.txid);
-        }
+        let mut acks = self.acks.lock();
+        acks.acked(node_id, epoch, db, applied.durable);
+        drop(acks);
         self.changed.notify_all();
     }
 }
@@ -134,9 +93,7 @@ impl CommitGate for Quorum {
         let mut acks = self.acks.lock();
         loop {
             // Never those of an older tenure of this node: they may be of a history that lost.
-            if let Some(acks) = acks.of(epoch)
-                && self.has(acks, db.name(), pos, here)
-            {
+            if self.has(&mut acks, epoch, db.name(), pos, here) {
                 return true;
             }
             let holds = self
@@ -148,29 +105,5 @@ impl CommitGate for Quorum {
             }
             self.changed.wait_for(&mut acks, LOOK);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_acknowledged_in_another_tenure_does_not_count() {
-        let mut acks = Acks::default();
-        let db: DbName = "a.db".parse().unwrap();
-        let first = acks.of(3).unwrap();
-        first.accepted.insert(7);
-        first
-            .durable
-            .entry(db.clone())
-            .or_default()
-            .insert(7, Txid(100));
-        let later = acks.of(5).unwrap();
-        assert!(later.accepted.is_empty() && later.durable.is_empty());
-        assert!(
-            acks.of(3).is_none(),
-            "a late answer of a tenure that is over"
-        );
     }
 }

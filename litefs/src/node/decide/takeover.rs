@@ -6,17 +6,17 @@
 //! - INV-TAKEOVER-2: among those the most advanced copy wins, by the tenure of its last transaction, then its TXID;
 //! - INV-TAKEOVER-3: a database that none of those knows stays as it is on the winner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ltx::Pos;
 use crate::replication::DbName;
 
 /// Where a database is on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
-    pub(super) pos: Pos,
+pub(crate) struct Standing {
+    pub(crate) pos: Pos,
     /// Tenure of its last transaction.
-    pub(super) epoch: u64,
+    pub(crate) epoch: u64,
 }
 
 impl Standing {
@@ -29,22 +29,58 @@ impl Standing {
 
 /// What a node said when it was fenced.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Report {
-    pub(super) node: u64,
-    pub(super) accepted_epoch: u64,
-    pub(super) databases: BTreeMap<DbName, Standing>,
+pub(crate) struct Report {
+    pub(crate) node: u64,
+    pub(crate) accepted_epoch: u64,
+    pub(crate) databases: BTreeMap<DbName, Standing>,
 }
 
 /// A database to be fetched before writes are opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub(super) db: DbName,
-    pub(super) from: u64,
-    pub(super) pos: Pos,
+pub(crate) struct Wanted {
+    pub(crate) db: DbName,
+    pub(crate) from: u64,
+    pub(crate) pos: Pos,
+}
+
+/// One try of a winner to have a quorum take nothing older than its epoch (INV-ELECT-1).
+#[derive(Debug)]
+pub(crate) struct Round {
+    own: Report,
+    granted: BTreeSet<u64>,
+    reports: Vec<Report>,
+}
+
+impl Round {
+    /// Begins with what the winner itself has, which takes nothing older any more.
+    pub(crate) fn new(own: Report) -> Round {
+        Round {
+            granted: BTreeSet::from([own.node]),
+            own,
+            reports: Vec::new(),
+        }
+    }
+
+    /// Takes in what another node said when it was fenced.
+    pub(crate) fn heard(&mut self, report: Report) {
+        if self.granted.insert(report.node) {
+            self.reports.push(report);
+        }
+    }
+
+    /// Returns who takes nothing older.
+    pub(crate) fn granted(&self) -> &BTreeSet<u64> {
+        &self.granted
+    }
+
+    /// Returns what the winner has to fetch before it opens writes.
+    pub(crate) fn plan(&self) -> Vec<Wanted> {
+        plan(&self.own, &self.reports)
+    }
 }
 
 /// Returns what `own` has to fetch, and from whom.
-pub(super) fn plan(own: &Report, others: &[Report]) -> Vec<Wanted> {
+fn plan(own: &Report, others: &[Report]) -> Vec<Wanted> {
     let all = || others.iter().chain([own]);
     let newest = all().map(|r| r.accepted_epoch).max().unwrap_or(0);
     let mut best: BTreeMap<&DbName, (Standing, u64)> = BTreeMap::new();
