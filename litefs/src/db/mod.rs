@@ -29,6 +29,7 @@ mod drop;
 mod error;
 mod held;
 mod history;
+pub(crate) mod lineage;
 pub mod log;
 pub mod page_checksums;
 pub mod paths;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::apply::Merged;
+use super::lineage;
 use super::log::{Older, RecordMeta};
 use super::page_checksums::PageChecksums;
 use super::view::View;
@@ -451,6 +452,8 @@ pub struct PageCopyWriter {
     /// Pages in the file.
     sums: BTreeMap<Pgno, Checksum>,
     records: Vec<Record>,
+    /// Tenure that sends it, which had begun with no less.
+    epoch: u64,
 }
 
 impl PageCopyWriter {
@@ -482,7 +485,13 @@ impl PageCopyWriter {
             file,
             sums: BTreeMap::new(),
             records: Vec::new(),
+            epoch: 0,
         })
+    }
+
+    /// Notes in which tenure the rest of the copy is sent.
+    pub fn sent_in(&mut self, epoch: u64) {
+        self.epoch = epoch;
     }
 
     /// Returns where the copy starts from and the first page that it lacks.
@@ -568,14 +577,9 @@ impl PageCopyWriter {
             .filter(|r| r.meta.max_txid > self.start.txid)
             .collect();
         let overlay = Merged::of(&db, &records)?;
-        let (page_count, target, timestamp_ms, epoch) = match records.last() {
-            Some(r) => (
-                r.meta.commit,
-                r.meta.post_pos(),
-                r.meta.timestamp_ms,
-                r.meta.epoch,
-            ),
-            None => (self.page_count, self.start, crate::clock::wall_ms(), 0),
+        let (page_count, target, timestamp_ms) = match records.last() {
+            Some(r) => (r.meta.commit, r.meta.post_pos(), r.meta.timestamp_ms),
+            None => (self.page_count, self.start, crate::clock::wall_ms()),
         };
         let mut sums = if self.is_difference && inner.page_size == Some(self.page_size) {
             inner.checksums.clone()
@@ -610,17 +614,17 @@ impl PageCopyWriter {
                 self.sums.insert(*pgno, page_checksum(*pgno, data));
             }
         }
-        let may_be_own = db.node.was_primary.load(Ordering::Acquire) && inner.pos != self.start;
-        let older = if may_be_own || inner.pos.txid > self.start.txid || !self.continues(&inner) {
-            Older::Quarantine
-        } else {
-            Older::Remove
+        let was_primary = db.node.was_primary.load(Ordering::Acquire);
+        let older = match lineage::is_kept(inner.pos, self.start, was_primary) {
+            true => Older::Quarantine,
+            false => Older::Remove,
         };
         if older == Older::Quarantine && inner.pos.txid > Txid::ZERO {
             db.keep_copy(inner.pos, target)?;
         }
         let meta = RecordMeta {
-            epoch: epoch.max(db.log.end().map_or(0, |m| m.epoch)),
+            // Not that of the log it replaces: who takes over goes by it (INV-TAKEOVER-2).
+            epoch: self.epoch,
             min_txid: target.txid,
             max_txid: target.txid,
             pre_apply_checksum: inner.pos.post_apply_checksum,
@@ -665,6 +669,9 @@ impl PageCopyWriter {
         *db.durable.lock() = Pos::ZERO;
         db.publish(&inner, timestamp_ms);
         let _ = std::fs::remove_file(&path);
+        // The log has nothing of it, and what it gets from now on is acknowledged together with it.
+        db.sync_files()?;
+        *db.durable.lock() = target;
         Ok(target)
     }
 
@@ -689,11 +696,6 @@ impl PageCopyWriter {
         }
         wal.end_readers(&db.paths);
         false
-    }
-
-    /// Returns whether our log's history is that of the copy.
-    fn continues(&self, inner: &super::Inner) -> bool {
-        inner.pos.txid == Txid::ZERO || inner.pos == self.start || inner.pos.txid < self.start.txid
     }
 
     fn install_difference(&self, inner: &mut super::Inner, page_count: u32) -> Result<(), DbError> {

@@ -85,8 +85,9 @@ impl ClusterApi for Cluster {
             let epoch = request.epoch;
             // Raft's word, not the request's: an epoch that nobody was elected in would lock the cluster out.
             let mut views = self.election.cluster.watch();
+            let is_seen = *self.election.ports.seen_epoch.read() >= epoch;
             let known = views.wait_for(|view| view.epoch >= epoch);
-            if tokio::time::timeout(ELECTED, known).await.is_err() {
+            if !is_seen && tokio::time::timeout(ELECTED, known).await.is_err() {
                 return Err(NodeError::NotReady(format!(
                     "this node has not heard of an election in epoch {epoch}"
                 )));
@@ -106,9 +107,21 @@ impl ClusterApi for Cluster {
 
     fn remove(&self, node: u64) -> Answering<'_, ()> {
         Box::pin(async move {
-            let removed = self.election.cluster.remove(node).await;
-            removed.map_err(|error| NodeError::Conflict {
-                what: crate::store::chain(&error),
+            let election = self.election.clone();
+            // Seen through even if who asked loses interest.
+            let removing = tokio::spawn(async move {
+                let view = election.cluster.view();
+                if !view.voters.contains_key(&node) {
+                    return Ok(election.cluster.remove(node).await?);
+                }
+                let stay = view.voters.iter().filter(|(id, _)| **id != node);
+                let goal = stay.map(|(id, m)| (*id, m.url.clone())).collect();
+                let change = election.cluster.remove(node);
+                election.change_voters(goal, change).await
+            });
+            let removed = removing.await.map_err(|e| failed("remove")(e.into()))?;
+            removed.map_err(|error: anyhow::Error| NodeError::Conflict {
+                what: format!("{error:#}"),
                 remedy: "see GET /v1/cluster, and ask the primary".to_owned(),
             })
         })

@@ -85,6 +85,7 @@ impl Elected {
                 given_up: AtomicU64::new(0),
                 unfenced: AtomicBool::new(false),
                 handing_over: tokio::sync::Mutex::new(()),
+                changing_voters: tokio::sync::Mutex::new(()),
                 last_failure: Mutex::new(None),
                 trying: Mutex::new(None),
                 doubtful: Mutex::default(),

@@ -24,8 +24,8 @@ use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::decide::epochs;
-use super::decide::takeover::{Report, Round, Standing, Wanted};
+use super::decide::takeover::{Arrival, Report, Round, Standing, Wanted, arrived};
+use super::decide::{epochs, members};
 use super::lender::Borrowing;
 use super::peers::Peers;
 use super::ports::Ports;
@@ -35,6 +35,7 @@ use crate::db::{Db, DbError};
 use crate::http::HttpDial;
 use crate::http::cluster::{FenceReply, FenceRequest, Peer, show_id};
 use crate::http::cluster::{Standing as StandingText, parse_id};
+use crate::ltx::{Pos, Txid};
 use crate::replication::receive::{ReceiveConfig, Receiver};
 use crate::replication::replicas::Replicas;
 use crate::replication::{DbName, Sink};
@@ -53,6 +54,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long programs have to end their transactions for a handoff.
 const HANDOFF_PATIENCE: Duration = Duration::from_secs(1);
+/// How long voters to be may take to have what is committed.
+const LEVEL: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(1);
 
 /// This node's part in elections.
@@ -71,11 +74,12 @@ pub(super) struct Election {
     /// Databases whose programs have not ended their transactions.
     pub(super) unfenced: AtomicBool,
     pub(super) handing_over: tokio::sync::Mutex<()>,
+    pub(super) changing_voters: tokio::sync::Mutex<()>,
     pub(super) last_failure: Mutex<Option<String>>,
     /// Since when it tries to open writes, and in which tenure.
     pub(super) trying: Mutex<Option<(u64, Instant)>>,
     /// Databases with a commit in doubt, and where that leaves them.
-    pub(super) doubtful: Mutex<Vec<(Arc<Db>, crate::ltx::Pos)>>,
+    pub(super) doubtful: Mutex<Vec<(Arc<Db>, Pos)>>,
 }
 
 impl Election {
@@ -181,9 +185,10 @@ impl Election {
             if self.lease().is_none() || !self.quorum.has_by_now(db, *pos) {
                 return true;
             }
-            match db.promote() {
-                Ok(()) => {
-                    self.roles.watcher.written_at(&db.paths().relative);
+            let tenure = || self.lease().map(|lease| lease.epoch);
+            match self.roles.reopen(epoch, tenure, [db]) {
+                Ok(false) => true,
+                Ok(true) => {
                     tracing::warn!(db = %db.name(), %pos, "the commit that was in doubt took place");
                     false
                 }
@@ -254,14 +259,32 @@ impl Election {
                 };
                 if since.elapsed() > TAKEOVER_PATIENCE && view.voters.len() > 1 {
                     tracing::error!(epoch, "another node may do better: giving the role up");
-                    self.given_up.fetch_max(epoch, Ordering::AcqRel);
-                    if let Err(error) = self.cluster.step_down().await {
+                    if let Err(error) = self.give_up(epoch, self.cluster.step_down()).await {
                         tracing::warn!(error = crate::store::chain(&error), "give the role up");
                     }
                 }
                 tokio::time::sleep(RETRY).await;
             }
         }
+    }
+
+    /// Gives the lead away, and the role with it unless that does not even begin.
+    async fn give_up(
+        &self,
+        epoch: u64,
+        transfer: impl Future<Output = Result<(), consensus::Error>>,
+    ) -> Result<(), consensus::Error> {
+        let before = self.given_up.fetch_max(epoch, Ordering::AcqRel);
+        let result = transfer.await;
+        let is_begun = matches!(
+            result,
+            Ok(()) | Err(consensus::Error::TransferFailed { .. })
+        );
+        if !is_begun {
+            // Raft leads on, and nobody else would act.
+            self.given_up.store(before, Ordering::Release);
+        }
+        result
     }
 
     fn say_once(&self, epoch: u64, error: String) {
@@ -296,7 +319,18 @@ impl Election {
     }
 
     /// Ends older tenures here, and says what this node has. Blocks.
+    ///
+    /// Asked again in the same tenure, it says what is on disk: who changes the voters goes by that.
     pub(super) fn fence_here(&self, epoch: u64) -> anyhow::Result<Report> {
+        if *self.ports.seen_epoch.read() == epoch {
+            let report = self.report();
+            for db in self.ports.store.all() {
+                db.sync_log()?;
+            }
+            if !self.ports.node.is_primary() || self.is_primary_in(epoch) {
+                return Ok(report);
+            }
+        }
         self.ports.observe_epoch(epoch)?;
         let node = &self.ports.node;
         if node.is_primary() && node.epoch.load(Ordering::Acquire) < epoch {
@@ -318,6 +352,65 @@ impl Election {
             node: self.node_id(),
             accepted_epoch: self.ports.accepted_epoch.load(Ordering::Acquire),
             databases: databases.collect(),
+        }
+    }
+
+    /// Changes who votes, to `goal` (ids and addresses): once a majority of those has what was committed so far, while later
+    /// commits wait for them too (INV-QUORUM-3).
+    ///
+    /// # Errors
+    /// Says who is not level; or those of the change.
+    pub(super) async fn change_voters(
+        &self,
+        goal: BTreeMap<NodeId, String>,
+        change: impl Future<Output = Result<(), consensus::Error>>,
+    ) -> anyhow::Result<()> {
+        let _one = self.changing_voters.lock().await;
+        let ids: BTreeSet<NodeId> = goal.keys().copied().collect();
+        let epoch = self.ports.node.epoch.load(Ordering::Acquire);
+        self.quorum.expect_voters(Some(ids.clone()));
+        let changed = async {
+            self.until_level(epoch, &goal).await?;
+            change.await.context("change the voters")
+        };
+        let changed = changed.await;
+        // What commits go by may hear of it a little later.
+        let mut views = self.cluster.watch();
+        let known = views.wait_for(|view| view.voter_sets == [ids.clone()]);
+        let _ = tokio::time::timeout(LEVEL, known).await;
+        self.quorum.expect_voters(None);
+        changed
+    }
+
+    /// Waits until a majority of these nodes has on disk what this node has now.
+    async fn until_level(&self, epoch: u64, goal: &BTreeMap<NodeId, String>) -> anyhow::Result<()> {
+        let floor: BTreeMap<DbName, Txid> = self
+            .ports
+            .positions()
+            .into_iter()
+            .map(|(db, pos)| (db, pos.txid))
+            .collect();
+        let request = self.request(epoch);
+        let deadline = Instant::now() + LEVEL;
+        loop {
+            anyhow::ensure!(self.is_primary_in(epoch), "the tenure ended");
+            // This node counts: what was committed is on its disk.
+            let others = goal.iter().filter(|(id, _)| **id != self.node_id());
+            let asked = others.map(|(id, url)| async {
+                let reply = self.peers.fence(url, &request, FENCE_PATIENCE).await?;
+                let report = read_reply(*id, &reply)?;
+                anyhow::Ok(members::is_level(&report, epoch, &floor))
+            });
+            let answers = futures_util::future::join_all(asked).await;
+            let level = answers.iter().filter(|a| matches!(a, Ok(true))).count();
+            if level + usize::from(goal.contains_key(&self.node_id())) > goal.len() / 2 {
+                return Ok(());
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "voters stay as they are: only {level} of the others there would be have on disk what is committed"
+            );
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -379,7 +472,7 @@ impl Election {
 
     /// Brings databases to where other nodes have them.
     async fn fetch(&self, epoch: u64, view: &View, wanted: Vec<Wanted>) -> anyhow::Result<()> {
-        let mut by_node: BTreeMap<NodeId, HashMap<DbName, crate::ltx::Pos>> = BTreeMap::new();
+        let mut by_node: BTreeMap<NodeId, HashMap<DbName, Pos>> = BTreeMap::new();
         for w in wanted {
             tracing::info!(db = %w.db, from = show_id(w.from), pos = %w.pos, epoch, "fetching what is newer there");
             by_node.entry(w.from).or_default().insert(w.db, w.pos);
@@ -398,7 +491,7 @@ impl Election {
         &self,
         epoch: u64,
         url: &str,
-        wanted: HashMap<DbName, crate::ltx::Pos>,
+        wanted: HashMap<DbName, Pos>,
     ) -> anyhow::Result<()> {
         let mut changes = self.ports.node.hub.subscribe();
         let sink = Arc::new(Borrowing {
@@ -414,18 +507,23 @@ impl Election {
             ..HttpDial::default()
         };
         let receiver = Receiver::new(sink, Arc::new(dial), config);
-        let is_level = || {
-            wanted.iter().all(|(name, pos)| {
-                let db = self.ports.store.get(name.as_str());
-                db.is_some_and(|db| db.pos() == *pos)
-            })
+        let pos_of = |name: &DbName| {
+            let db = self.ports.store.get(name.as_str());
+            db.map_or(Pos::ZERO, |db| db.pos())
         };
+        let began: HashMap<&DbName, _> = wanted.keys().map(|name| (name, pos_of(name))).collect();
+        let arrival = |(name, pos): (&DbName, &Pos)| arrived(began[name], pos_of(name), *pos);
+        let is_level = || wanted.iter().all(|w| arrival(w) == Arrival::There);
         let level = async {
             while !is_level() {
                 let lease = self.lease().filter(|lease| lease.epoch == epoch);
                 anyhow::ensure!(
                     lease.is_some(),
                     "the lease ended while databases were fetched"
+                );
+                anyhow::ensure!(
+                    !wanted.iter().any(|w| arrival(w) == Arrival::Past),
+                    "{url} has gone on since it said what it has: a program there did not end its transaction"
                 );
                 tokio::select! {
                     _ = changes.recv() => {}
@@ -530,11 +628,12 @@ impl Election {
             .clone();
         let began = Instant::now();
         node.is_draining.store(true, Ordering::Release);
-        let drained = self.drain(to).await;
+        let drained = self.drain(epoch, to).await;
         let handed = match drained {
             Ok(()) => {
-                self.given_up.fetch_max(epoch, Ordering::AcqRel);
-                self.cluster.transfer(to).await.context("transfer the lead")
+                let transfer = self.cluster.transfer(to);
+                let transferred = self.give_up(epoch, transfer).await;
+                transferred.context("transfer the lead")
             }
             Err(error) => Err(error),
         };
@@ -559,14 +658,20 @@ impl Election {
 
     /// Programs write again in a tenure that was not given away after all.
     fn take_back(&self, epoch: u64) {
-        if self.given_up.load(Ordering::Acquire) < epoch
-            && self.lease().is_some_and(|l| l.epoch == epoch)
-        {
-            for db in self.ports.store.all() {
-                if let Err(error) = db.promote() {
+        let tenure = || self.lease().map(|lease| lease.epoch);
+        let mut goes_on = true;
+        for db in self.ports.store.all() {
+            match self.roles.reopen(epoch, tenure, [&db]) {
+                Ok(is_open) => goes_on &= is_open,
+                Err(error) => {
                     tracing::error!(db = %db.name(), error = crate::store::chain(&error), "database stays read-only");
                 }
             }
+        }
+        if !goes_on && self.is_primary_in(epoch) {
+            // Should the lease come back, this tenure begins anew, with all databases.
+            let left = self.roles.demote(Duration::ZERO);
+            self.unfenced.store(!left.is_empty(), Ordering::Release);
         }
     }
 
@@ -599,18 +704,19 @@ impl Election {
     }
 
     /// Ends writing here, and waits for the other node to have all.
-    async fn drain(self: &Arc<Self>, to: NodeId) -> anyhow::Result<()> {
+    async fn drain(self: &Arc<Self>, epoch: u64, to: NodeId) -> anyhow::Result<()> {
         let this = self.clone();
         let fenced = tokio::task::spawn_blocking(move || {
             let deadline = Instant::now() + HANDOFF_PATIENCE;
             for db in this.ports.store.all() {
-                db.fence(deadline.saturating_duration_since(Instant::now()))?;
+                // What another tenure opened meanwhile is not to be closed.
+                anyhow::ensure!(this.is_primary_in(epoch), "the tenure ended");
+                db.fence(deadline.saturating_duration_since(Instant::now()))
+                    .context("a program does not end its write transaction")?;
             }
-            Ok::<(), crate::db::DbError>(())
+            Ok(())
         });
-        fenced
-            .await?
-            .context("a program does not end its write transaction")?;
+        fenced.await??;
         let deadline = Instant::now() + DRAIN;
         for db in self.ports.store.all() {
             let pos = db.pos();
@@ -625,6 +731,7 @@ impl Election {
                 {
                     break;
                 }
+                anyhow::ensure!(self.is_primary_in(epoch), "the tenure ended");
                 anyhow::ensure!(
                     Instant::now() < deadline,
                     "{} does not come to {pos} on node {} within {DRAIN:?}",

@@ -4,7 +4,7 @@
 //! asks to be taken in, which happens once it has all that the primary has (INV-ELECT-3). If none is, and all have
 //! answered, the one with the most databases (then the lowest id) begins a cluster of itself, and the others join it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -233,10 +233,12 @@ impl Members {
                 replaces = replaces.map(show_id),
                 "taking a node in"
             );
-            self.election
-                .cluster
-                .add_voter(id, member, replaces)
-                .await?;
+            let stay = view.voters.iter().filter(|(id, _)| Some(**id) != replaces);
+            let mut goal: BTreeMap<NodeId, String> =
+                stay.map(|(id, m)| (*id, m.url.clone())).collect();
+            goal.insert(id, member.url.clone());
+            let change = self.election.cluster.add_voter(id, member, replaces);
+            self.election.change_voters(goal, change).await?;
         }
         Ok(())
     }

@@ -15,6 +15,8 @@ mod peers;
 mod ports;
 mod quorum;
 mod roles;
+#[cfg(test)]
+mod sim;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

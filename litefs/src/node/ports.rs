@@ -65,49 +65,53 @@ impl Ports {
         }
     }
 
-    /// Notes on disk that this node has all that the primary of a tenure began with.
+    /// Notes on disk that this node has all that the primary of a tenure began with, unless it has seen a newer one.
     ///
     /// # Errors
     /// Disk.
-    pub(super) fn accept_epoch(&self, epoch: u64) -> anyhow::Result<()> {
-        accept_epoch(&self.store, &self.data_dir, &self.accepted_epoch, epoch)
+    pub(super) fn accept_epoch(&self, epoch: u64) -> anyhow::Result<bool> {
+        for db in self.store.all() {
+            db.sync_log()?;
+        }
+        // Held until it is written: who is fenced says what it has accepted, and must not add to that.
+        let seen = self.seen_epoch.read();
+        if !epochs::may_accept(epoch, *seen) {
+            return Ok(false);
+        }
+        self.data_dir.set_accepted_epoch(epoch)?;
+        self.accepted_epoch.fetch_max(epoch, Ordering::AcqRel);
+        Ok(true)
     }
 
     /// Does so once, away from the stream, which waits for no disk.
     fn accept_soon(&self, epoch: u64) {
-        if self.accepted_epoch.load(Ordering::Acquire) >= epoch
-            || self.is_accepting.swap(true, Ordering::AcqRel)
-        {
+        let accepted = self.accepted_epoch.load(Ordering::Acquire);
+        if accepted == epoch {
+            // Before a restart, perhaps, and the primary has not heard of it.
+            self.tell_accepted(epoch);
+        }
+        if accepted >= epoch || self.is_accepting.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (store, data_dir) = (self.store.clone(), self.data_dir.clone());
-        let (accepted, is_accepting) = (self.accepted_epoch.clone(), self.is_accepting.clone());
-        let acceptance = self.acceptance.clone();
+        let this = self.this.clone();
         tokio::task::spawn_blocking(move || {
-            match accept_epoch(&store, &data_dir, &accepted, epoch) {
-                Ok(()) => drop(acceptance.send_replace(epoch)),
+            let Some(this) = this.upgrade() else { return };
+            match this.accept_epoch(epoch) {
+                Ok(true) => this.tell_accepted(epoch),
+                Ok(false) => {}
                 Err(error) => {
                     let error = format!("{error:#}");
                     tracing::warn!(epoch, error, "note that this node is level");
                 }
             }
-            is_accepting.store(false, Ordering::Release);
+            this.is_accepting.store(false, Ordering::Release);
         });
     }
-}
 
-fn accept_epoch(
-    store: &Store,
-    data_dir: &DataDir,
-    accepted: &AtomicU64,
-    epoch: u64,
-) -> anyhow::Result<()> {
-    for db in store.all() {
-        db.sync_log()?;
+    fn tell_accepted(&self, epoch: u64) {
+        self.acceptance
+            .send_if_modified(|told| std::mem::replace(told, epoch) != epoch);
     }
-    data_dir.set_accepted_epoch(epoch)?;
-    accepted.fetch_max(epoch, Ordering::AcqRel);
-    Ok(())
 }
 
 fn source_error(db: &DbName, error: DbError) -> SourceError {
@@ -207,11 +211,18 @@ impl Source for Ports {
                         "replica is at {after}, which is not in this history"
                     ));
                 }
+                // A compacted range does not say of which tenure it is; that of the last is known all the same.
+                let last = db.log().end().filter(|last| last.max_txid == end.txid);
                 let records = records
                     .into_iter()
-                    .map(|r| Record {
-                        meta: record_from_log(&r.meta),
-                        ltx: r.ltx,
+                    .map(|mut r| {
+                        if let Some(last) = last.filter(|last| last.max_txid == r.meta.max_txid) {
+                            r.meta.epoch = r.meta.epoch.max(last.epoch);
+                        }
+                        Record {
+                            meta: record_from_log(&r.meta),
+                            ltx: r.ltx,
+                        }
                     })
                     .collect();
                 Ok(Fetch::Records(records))
@@ -399,7 +410,7 @@ impl Sink for Ports {
             .lock()
             .remove(name)
             .filter(|w| w.resume_point() == Some((s.start, s.next)));
-        let writer = match paused {
+        let mut writer = match paused {
             Some(writer) if s.next > Pgno::ONE => writer,
             _ if s.next > Pgno::ONE => {
                 return Err(SinkError::Invalid(format!(
@@ -410,6 +421,7 @@ impl Sink for Ports {
             _ => PageCopyWriter::begin(db, s.start, page_size, s.page_count, s.is_difference)
                 .map_err(|e| sink_error(name, e))?,
         };
+        writer.sent_in(s.sender_epoch);
         tracing::info!(db = %name, start = %s.start, pages = s.page_count, difference = s.is_difference, next = %s.next, "page copy begins");
         let db = self.db(name)?;
         Ok(Box::new(Writer {
@@ -421,10 +433,16 @@ impl Sink for Ports {
     }
 
     fn applied(&self, name: &DbName) -> Applied {
-        self.store
-            .get(name.as_str())
-            .map(|db| db.applied())
-            .unwrap_or_default()
+        let Some(db) = self.store.get(name.as_str()) else {
+            return Applied::default();
+        };
+        // A commit that waits may be among what is here, and nothing else may come that would be acknowledged.
+        if self.node.gate_of(name).is_some()
+            && let Err(error) = db.sync_applied()
+        {
+            tracing::warn!(db = %name, error = chain(&error), "not acknowledged as being on disk");
+        }
+        db.applied()
     }
 
     fn heartbeat(&self, primary_ms: i64, caught_up: bool) {

@@ -2,8 +2,11 @@
 //!
 //! What holds:
 //! - INV-QUORUM-1: which acknowledgements count (`decide::acks`);
+//! - INV-QUORUM-3: while voters change, a commit is on a majority of the present ones and of those to come, and what was
+//!   committed before is too before the change begins (`members`): the new ones may be the only ones asked later;
 //! - INV-QUORUM-2: this node counts as one once its own log is on disk.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use super::decide::acks::Acks;
+use super::decide::epochs;
 use crate::db::{CommitGate, Db, NodeContext};
 use crate::ltx::Pos;
 use crate::replication::replicas::AckListener;
@@ -30,6 +34,8 @@ pub(super) struct Quorum {
     view: watch::Receiver<View>,
     acks: Mutex<Acks>,
     changed: Condvar,
+    /// Voters there will be, while they change.
+    coming: Mutex<Option<BTreeSet<NodeId>>>,
 }
 
 impl Quorum {
@@ -40,7 +46,13 @@ impl Quorum {
             cluster,
             acks: Mutex::default(),
             changed: Condvar::new(),
+            coming: Mutex::default(),
         })
+    }
+
+    /// Has commits wait for a majority of these voters too (INV-QUORUM-3).
+    pub(super) fn expect_voters(&self, voters: Option<BTreeSet<NodeId>>) {
+        *self.coming.lock() = voters;
     }
 
     /// Learns that a node has all that a tenure began with.
@@ -53,7 +65,12 @@ impl Quorum {
     fn has(&self, acks: &mut Acks, epoch: u64, db: &DbName, pos: Pos, here: bool) -> bool {
         let here = here.then_some(self.node.node_id);
         let holders = acks.holders(epoch, db, pos, here);
-        self.view.borrow().is_quorum(&holders)
+        let coming = self.coming.lock();
+        let of_coming = coming
+            .as_ref()
+            .map(|voters| holders.intersection(voters).count());
+        let is_enough = of_coming.is_none_or(|n| n > coming.as_ref().map_or(0, BTreeSet::len) / 2);
+        is_enough && self.view.borrow().is_quorum(&holders)
     }
 
     /// Returns whether a majority has what is in doubt by now.
@@ -82,6 +99,11 @@ impl CommitGate for Quorum {
     fn wait(&self, db: &Db, pos: Pos) -> bool {
         let epoch = self.node.epoch.load(Ordering::Acquire);
         let deadline = Instant::now() + PATIENCE;
+        // After it was logged: if this node was fenced before, it has said what it has, without this.
+        let primary = self.node.is_primary().then_some(epoch);
+        if !epochs::may_commit(epoch, primary) {
+            return false;
+        }
         // The others have it on its way already.
         let here = match db.sync_log() {
             Ok(()) => true,

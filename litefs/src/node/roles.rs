@@ -69,6 +69,32 @@ impl Roles {
         Ok(true)
     }
 
+    /// Gives databases back to their writers, in a tenure that goes on: not if it ended meanwhile, and the databases were
+    /// taken from them for good. Returns whether it goes on.
+    ///
+    /// # Errors
+    /// What kept a database from being opened.
+    pub(super) fn reopen<'a>(
+        &self,
+        epoch: u64,
+        tenure: impl Fn() -> Option<u64>,
+        dbs: impl IntoIterator<Item = &'a Arc<Db>>,
+    ) -> Result<bool, DbError> {
+        let _changing = self.changing.lock();
+        let node = &self.ports.node;
+        let primary = node
+            .is_primary()
+            .then(|| node.epoch.load(Ordering::Acquire));
+        if !epochs::may_reopen(epoch, primary, tenure()) {
+            return Ok(false);
+        }
+        for db in dbs {
+            db.promote()?;
+            self.watcher.written_at(&db.paths().relative);
+        }
+        Ok(true)
+    }
+
     /// Takes the right to write from all programs; those in a write transaction have `patience` to end it. Returns the
     /// databases that are still written: try those again. Blocks.
     pub(super) fn demote(&self, patience: Duration) -> Vec<Arc<Db>> {

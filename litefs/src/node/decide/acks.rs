@@ -2,11 +2,12 @@
 //!
 //! What holds:
 //! - INV-QUORUM-1: an acknowledgement counts only if it was given in the primary's own tenure, for bytes on disk, by a voter
-//!   that had all this tenure began with (INV-TAKEOVER-1 rests on it).
+//!   that had all this tenure began with (INV-TAKEOVER-1 rests on it), and is of the primary's own history.
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::ltx::{Pos, Txid};
+use super::mutation::mutated;
+use crate::ltx::Pos;
 use crate::replication::DbName;
 
 /// Who has what, in one tenure.
@@ -16,13 +17,15 @@ pub(crate) struct Acks {
     epoch: u64,
     /// Voters that had all that this tenure began with.
     accepted: BTreeSet<u64>,
-    durable: HashMap<DbName, HashMap<u64, Txid>>,
+    durable: HashMap<DbName, HashMap<u64, Pos>>,
 }
 
 impl Acks {
     /// Returns those of a tenure, unless it is older than the newest.
     fn of(&mut self, epoch: u64) -> Option<&mut Acks> {
-        if epoch > self.epoch {
+        if epoch > self.epoch && mutated!(OldTenureAcks) {
+            self.epoch = epoch;
+        } else if epoch > self.epoch {
             *self = Acks {
                 epoch,
                 ..Acks::default()
@@ -42,11 +45,14 @@ impl Acks {
     pub(crate) fn acked(&mut self, node: u64, epoch: u64, db: &DbName, durable: Pos) {
         if let Some(acks) = self.of(epoch) {
             let of_db = acks.durable.entry(db.clone()).or_default();
-            of_db.insert(node, durable.txid);
+            of_db.insert(node, durable);
         }
     }
 
-    /// Returns who has what a tenure's primary has at a position; `here` is that node, if it is on disk there.
+    /// Returns who has what a tenure's primary has at the end of its history; `here` is that node, if it is on disk there.
+    ///
+    /// Nobody can be further, but who still has another history, of a database that this tenure's primary had not heard of
+    /// when it was accepted. So a position counts if it is the same.
     pub(crate) fn holders(
         &mut self,
         epoch: u64,
@@ -57,9 +63,12 @@ impl Acks {
         let Some(acks) = self.of(epoch) else {
             return BTreeSet::new();
         };
+        let has =
+            |durable: &Pos| *durable == pos || mutated!(AckByTxid) && durable.txid >= pos.txid;
+        let has_say = |node: &u64| acks.accepted.contains(node) || mutated!(UnacceptedCounts);
         let others = acks.durable.get(db).into_iter().flatten();
         others
-            .filter(|(node, txid)| **txid >= pos.txid && acks.accepted.contains(node))
+            .filter(|(node, durable)| has(durable) && has_say(node))
             .map(|(node, _)| *node)
             .chain(here)
             .collect()
@@ -69,6 +78,7 @@ impl Acks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ltx::Txid;
 
     fn pos(txid: u64) -> Pos {
         Pos {
@@ -103,5 +113,19 @@ mod tests {
         acks.accepted(7, 3);
         assert_eq!(acks.holders(3, &db, pos(100), None), [7].into());
         assert!(acks.holders(3, &db, pos(101), None).is_empty());
+    }
+
+    #[test]
+    fn a_position_in_another_history_does_not_count() {
+        let mut acks = Acks::default();
+        let db: DbName = "a.db".parse().unwrap();
+        acks.accepted(7, 3);
+        acks.acked(7, 3, &db, pos(100));
+        let other = Pos {
+            post_apply_checksum: crate::ltx::Checksum::new(9),
+            ..pos(100)
+        };
+        assert!(acks.holders(3, &db, other, None).is_empty());
+        assert!(acks.holders(3, &db, pos(99), None).is_empty());
     }
 }

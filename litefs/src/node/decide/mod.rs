@@ -5,4 +5,6 @@
 pub(crate) mod acks;
 pub(crate) mod epochs;
 pub(crate) mod history;
+pub(crate) mod members;
+mod mutation;
 pub(crate) mod takeover;

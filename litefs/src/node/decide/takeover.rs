@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::mutation::mutated;
 use crate::ltx::Pos;
 use crate::replication::DbName;
 
@@ -15,15 +16,16 @@ use crate::replication::DbName;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Standing {
     pub(crate) pos: Pos,
-    /// Tenure of its last transaction.
+    /// Tenure of its last transaction, or a later one which had it when it began.
     pub(crate) epoch: u64,
 }
 
 impl Standing {
     fn rank(&self) -> (u64, u64, u64) {
+        let epoch = if mutated!(TxidOnly) { 0 } else { self.epoch };
         // Two branches that are as long: any order does, as long as all nodes have the same.
         let checksum = self.pos.post_apply_checksum.get();
-        (self.epoch, self.pos.txid.0, checksum)
+        (epoch, self.pos.txid.0, checksum)
     }
 }
 
@@ -79,18 +81,39 @@ impl Round {
     }
 }
 
+/// Whether a database that is being fetched is where it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    NotYet,
+    There,
+    /// The other node has gone on since it was asked, and this one with it: ask anew.
+    Past,
+}
+
+/// Says how far the fetch of a database is that was at `began` and is at `have` now.
+pub(crate) fn arrived(began: Pos, have: Pos, wanted: Pos) -> Arrival {
+    if have == wanted {
+        Arrival::There
+    } else if have != began && have.txid >= wanted.txid && !mutated!(WaitsForThePast) {
+        Arrival::Past
+    } else {
+        Arrival::NotYet
+    }
+}
+
 /// Returns what `own` has to fetch, and from whom.
 fn plan(own: &Report, others: &[Report]) -> Vec<Wanted> {
     let all = || others.iter().chain([own]);
     let newest = all().map(|r| r.accepted_epoch).max().unwrap_or(0);
     let mut best: BTreeMap<&DbName, (Standing, u64)> = BTreeMap::new();
-    for report in all().filter(|r| r.accepted_epoch == newest) {
+    let has_say = |r: &&Report| r.accepted_epoch == newest || mutated!(TxidOnly);
+    for report in all().filter(has_say) {
         for (db, standing) in &report.databases {
             let entry = best.entry(db).or_insert((*standing, report.node));
             // Ours first among equals: nothing to fetch.
             let is_better = standing.rank() > entry.0.rank()
                 || standing.rank() == entry.0.rank() && report.node == own.node;
-            if is_better {
+            if is_better && !mutated!(FirstReport) {
                 *entry = (*standing, report.node);
             }
         }
