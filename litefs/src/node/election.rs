@@ -497,7 +497,9 @@ impl Election {
         let sink = Arc::new(Borrowing {
             ports: self.ports.clone(),
             wanted: wanted.clone(),
+            is_all: watch::Sender::new(false),
         });
+        let mut is_all = sink.is_all.subscribe();
         let config = ReceiveConfig {
             hostname: self.me.hostname.clone(),
             ..ReceiveConfig::default()
@@ -511,9 +513,11 @@ impl Election {
             let db = self.ports.store.get(name.as_str());
             db.map_or(Pos::ZERO, |db| db.pos())
         };
-        let began: HashMap<&DbName, _> = wanted.keys().map(|name| (name, pos_of(name))).collect();
-        let arrival = |(name, pos): (&DbName, &Pos)| arrived(began[name], pos_of(name), *pos);
-        let is_level = || wanted.iter().all(|w| arrival(w) == Arrival::There);
+        let all_are = |arrival: Arrival, is_all: bool| {
+            let mut all = wanted.iter();
+            all.all(|(name, pos)| arrived(pos_of(name), *pos, is_all) == arrival)
+        };
+        let is_level = || all_are(Arrival::There, false);
         let level = async {
             while !is_level() {
                 let lease = self.lease().filter(|lease| lease.epoch == epoch);
@@ -521,11 +525,13 @@ impl Election {
                     lease.is_some(),
                     "the lease ended while databases were fetched"
                 );
+                let is_over = *is_all.borrow_and_update();
                 anyhow::ensure!(
-                    !wanted.iter().any(|w| arrival(w) == Arrival::Past),
-                    "{url} has gone on since it said what it has: a program there did not end its transaction"
+                    !is_over || all_are(Arrival::There, true),
+                    "{url} does not have any more what it said it has"
                 );
                 tokio::select! {
+                    _ = is_all.changed() => {}
                     _ = changes.recv() => {}
                     () = tokio::time::sleep(LOOK) => {}
                 }

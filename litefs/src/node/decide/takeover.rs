@@ -86,18 +86,16 @@ impl Round {
 pub(crate) enum Arrival {
     NotYet,
     There,
-    /// The other node has gone on since it was asked, and this one with it: ask anew.
-    Past,
+    /// The other node does not have it, or has gone on: it was not on disk when it said so, or a program went on writing.
+    Elsewhere,
 }
 
-/// Says how far the fetch of a database is that was at `began` and is at `have` now.
-pub(crate) fn arrived(began: Pos, have: Pos, wanted: Pos) -> Arrival {
-    if have == wanted {
-        Arrival::There
-    } else if have != began && have.txid >= wanted.txid && !mutated!(WaitsForThePast) {
-        Arrival::Past
-    } else {
-        Arrival::NotYet
+/// Says how far the fetch of a database is that is at `have`; `is_all` if the other node has no more than that.
+pub(crate) fn arrived(have: Pos, wanted: Pos, is_all: bool) -> Arrival {
+    match () {
+        () if have == wanted => Arrival::There,
+        () if is_all && !mutated!(WaitsForever) => Arrival::Elsewhere,
+        () => Arrival::NotYet,
     }
 }
 

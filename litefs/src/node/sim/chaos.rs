@@ -37,7 +37,7 @@ struct Chaos {
 /// Runs one seed.
 pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
     let mut world = World::new(seed, keeps_log);
-    let dbs: Vec<DbName> = ["a", "b"]
+    let dbs: Vec<DbName> = ["a", "b", "c", "d"]
         .iter()
         .map(|name| name.parse().expect("a name"))
         .collect();
@@ -105,7 +105,9 @@ impl Chaos {
                 if !self.world.one_in(2) {
                     continue;
                 }
-                let i = self.world.random(0..self.dbs.len() as u64);
+                // Two there are from the beginning, and one more each two seconds.
+                let known = (2 + now / (2_000 * MS)).min(self.dbs.len() as u64);
+                let i = self.world.random(0..known);
                 let db = self.dbs[usize::try_from(i).unwrap_or(0)].clone();
                 let lasts = match self.world.random(0..200) {
                     0 => 1_500 * MS,
@@ -159,6 +161,11 @@ impl Chaos {
             68..80 => self.hand_over(),
             80..87 => self.lose_disk(),
             87..92 => self.remove_voter(),
+            92..97 => {
+                let id = self.victim();
+                self.world.note(|| format!("streams of {id} break"));
+                self.world.reset_streams(id);
+            }
             _ => {}
         }
     }
@@ -298,8 +305,12 @@ impl Chaos {
         self.world.lose_percent = 0;
         self.world.double_percent = 0;
         self.due.clear();
+        let gone = self.gone_for_good();
         for id in self.world.ids() {
-            self.revive(id);
+            match gone == Some(id) {
+                true => self.world.kill(id, false),
+                false => self.revive(id),
+            }
         }
         let end = self.world.now + HEAL;
         let before = self.world.client.committed.len();
@@ -339,13 +350,25 @@ impl Chaos {
         }
     }
 
+    /// One machine may be down for ever: the others are a majority.
+    fn gone_for_good(&mut self) -> Option<Id> {
+        let id = self.any();
+        let ids: BTreeSet<Id> = self.world.ids().into_iter().collect();
+        let is_whole = self.world.nodes.values().all(|node| {
+            node.raft.voters() == ids && node.raft.sets().len() == 1 && node.disk.accepted > 0
+        });
+        (is_whole && self.world.one_in(2)).then_some(id)
+    }
+
     fn is_level(&self) -> bool {
-        let mut primaries = self.world.nodes.values().filter(|n| n.process.is_primary);
+        let up = self.world.nodes.values().filter(|node| node.is_up);
+        let mut primaries = up.filter(|node| node.process.is_primary);
         let Some(primary) = primaries.next() else {
             return false;
         };
         let epoch = primary.process.epoch;
-        self.world.nodes.values().all(|node| {
+        let mut up = self.world.nodes.values().filter(|node| node.is_up);
+        up.all(|node| {
             node.disk.accepted == epoch
                 && primary.disk.dbs.iter().all(|(db, copy)| {
                     copy.wal.is_empty()

@@ -29,8 +29,8 @@ pub(crate) enum Mutant {
     CommitAfterFence,
     /// As it was: a database is given back to its writers although the node was fenced meanwhile.
     ReopenedAfterFence,
-    /// As it was: a winner waits for a position that the other node has left behind.
-    WaitsForThePast,
+    /// As it was: a winner waits for a position that the other node has left behind, or lost.
+    WaitsForever,
     /// As it was: that a tenure is accepted is told once, not again after a restart.
     ToldOnce,
     /// As it was: what came as a copy of pages is never acknowledged as being on disk.

@@ -32,6 +32,8 @@ pub(crate) struct Conn {
     naks_sent: u64,
     beat_at: Us,
     is_right: bool,
+    /// Whether the client has had all that the server has.
+    pub(crate) is_all: bool,
     last_to_server: Us,
     last_to_client: Us,
     stalls: u32,
@@ -70,9 +72,7 @@ pub(crate) enum Frame {
         epoch: u64,
         log: Vec<Tx>,
     },
-    Unknown {
-        db: DbName,
-    },
+    Unknown,
     Mark {
         naks: u64,
     },
@@ -97,6 +97,7 @@ impl World {
             naks_sent: 0,
             beat_at: 0,
             is_right: false,
+            is_all: false,
             last_to_server: 0,
             last_to_client: 0,
             stalls: 0,
@@ -337,7 +338,7 @@ impl World {
                 return;
             };
             if is_unknown && conn.peer[&db] != Pos::ZERO && conn.told_unknown.insert(db.clone()) {
-                self.push(no, false, Frame::Unknown { db });
+                self.push(no, false, Frame::Unknown);
             }
         }
         let now = self.now;
@@ -456,13 +457,19 @@ impl World {
                 sync,
             } => self.take_records(id, no, db, epoch, after, &txs, label, sync),
             Frame::Pages { db, epoch, log } => self.take_pages(id, no, &db, epoch, log),
-            Frame::Unknown { .. } => {
+            Frame::Unknown => {
                 if is_follower {
                     self.process(id).has_own = true;
                 }
             }
             Frame::Mark { naks } => {
-                if is_follower && naks == self.conns[&no].naks_sent {
+                if naks != self.conns[&no].naks_sent {
+                    return;
+                }
+                if let Some(conn) = self.conns.get_mut(&no) {
+                    conn.is_all = true;
+                }
+                if is_follower {
                     self.is_level(id);
                 }
             }

@@ -56,7 +56,6 @@ enum Stage {
 #[derive(Debug)]
 struct Fetching {
     conn: u64,
-    began_at: Pos,
     wanted: Pos,
 }
 
@@ -288,10 +287,8 @@ impl World {
         let mut fetches = BTreeMap::new();
         for w in wanted {
             self.note(|| format!("{id} fetches {} at {} from {}", w.db, w.pos.txid, w.from));
-            let copy = self.nodes[&id].disk.dbs.get(&w.db);
             let fetch = Fetching {
                 conn: conns[&w.from],
-                began_at: copy.map_or(Pos::ZERO, super::store::Copy::pos),
                 wanted: w.pos,
             };
             fetches.insert(w.db, fetch);
@@ -314,7 +311,8 @@ impl World {
             .iter()
             .map(|(db, f)| {
                 let have = dbs.get(db).map_or(Pos::ZERO, super::store::Copy::pos);
-                arrived(f.began_at, have, f.wanted)
+                let is_all = self.conns.get(&f.conn).is_some_and(|conn| conn.is_all);
+                arrived(have, f.wanted, is_all)
             })
             .collect();
         let is_level = arrivals.iter().all(|a| *a == Arrival::There);
@@ -329,9 +327,9 @@ impl World {
             self.begin_open(id, no);
         } else if lease != Some(epoch) {
             self.failed(id, "the lease ended");
-        } else if arrivals.contains(&Arrival::Past) {
-            self.count("the other node had gone on");
-            self.failed(id, "the other node has gone on");
+        } else if arrivals.contains(&Arrival::Elsewhere) {
+            self.count("the other node does not have what it said");
+            self.failed(id, "the other node does not have what it said");
         } else if is_broken {
             self.failed(id, "the stream ended");
         } else {

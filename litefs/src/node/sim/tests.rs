@@ -135,7 +135,7 @@ mutant_is_found! {
     an_acceptance_after_the_fence_is_found: AcceptedLate within 6000,
     a_commit_after_the_fence_is_found: CommitAfterFence within 6000,
     a_database_reopened_after_the_fence_is_found: ReopenedAfterFence within 6000,
-    a_fetch_that_waits_for_the_past_is_found: WaitsForThePast within 6000,
+    a_fetch_that_waits_forever_is_found: WaitsForever within 6000,
     an_acceptance_told_once_is_found: ToldOnce within 6000,
     a_copy_that_is_not_acknowledged_is_found: CopyNotAcked within 6000,
     a_restart_that_is_not_acknowledged_is_found: RestartNotAcked within 6000,

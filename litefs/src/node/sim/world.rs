@@ -335,6 +335,15 @@ impl World {
         }
     }
 
+    /// Breaks the streams from a node, as something in between might.
+    pub(crate) fn reset_streams(&mut self, id: Id) {
+        let of = |conn: &&u64| self.conns[*conn].server == id;
+        let all: Vec<u64> = self.conns.keys().filter(of).copied().collect();
+        for conn in all {
+            self.break_conn(conn);
+        }
+    }
+
     pub(crate) fn set_paused(&mut self, id: Id, is_paused: bool, with_programs: bool) {
         let run = self.nodes[&id].run;
         let node = self.node(id);
@@ -344,10 +353,17 @@ impl World {
         node.is_paused = is_paused;
         node.is_frozen = is_paused && with_programs;
         if !is_paused {
+            // Its threads go on in any order; what came over a stream keeps its own.
+            let (mut frames_at, to, run) = (self.now, id, Some(run));
             for what in std::mem::take(&mut self.node(id).backlog) {
-                let (at, no) = (self.now, self.no());
-                let run = Some(run);
-                let to = id;
+                let at = match what {
+                    What::Frame { .. } => {
+                        frames_at += self.random(0..200);
+                        frames_at
+                    }
+                    _ => self.now + self.random(0..3 * MS),
+                };
+                let no = self.no();
                 self.queue.insert((at, no), Event { to, run, what });
             }
         }

@@ -47,7 +47,10 @@ impl Invariant for NoCommitLost {
     fn check_healed(&mut self, world: &World) -> Result<(), String> {
         let mut all = self.committed.iter();
         let lost = all.find(|(_, commit)| {
-            let mut up = world.nodes.values().filter(|node| node.process.is_primary);
+            let mut up = world
+                .nodes
+                .values()
+                .filter(|node| node.is_up && node.process.is_primary);
             up.any(|node| {
                 let copy = node.disk.dbs.get(&commit.db);
                 !copy.is_some_and(|copy| copy.has(commit.id))
