@@ -45,7 +45,8 @@ pub struct Mounted {
 /// # Errors
 /// Whatever the kernel or the mount helper says, with the mount point named.
 pub fn mount<V: Volume>(volume: Arc<V>, options: &MountOptions) -> io::Result<Mounted> {
-    let fs = MirrorFs::new(volume, &options.backing, options.passthrough)?;
+    let thread_count = options.threads.max(2);
+    let fs = MirrorFs::new(volume, &options.backing, options.passthrough, thread_count)?;
     let invalidator = fs.invalidator();
     let state = fs.state();
     let mut config = Config::default();
@@ -63,7 +64,7 @@ pub fn mount<V: Volume>(volume: Arc<V>, options: &MountOptions) -> io::Result<Mo
     } else {
         SessionACL::Owner
     };
-    config.n_threads = Some(options.threads.max(2));
+    config.n_threads = Some(thread_count);
     let session = Session::new(fs, &options.mount_point, &config).map_err(|e| {
         io::Error::new(
             e.kind(),

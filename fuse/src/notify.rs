@@ -81,6 +81,20 @@ impl Invalidator {
             .map_or(0, |node| node.open.lock().handle_count)
     }
 
+    /// Returns whether the file behind a path is open, and the kernel serves it from the backing directory.
+    #[must_use]
+    pub fn is_passed_through(&self, path: &Path) -> bool {
+        let Ok(st) = stat_at(self.root.as_raw_fd(), path) else {
+            return false;
+        };
+        self.inodes
+            .find_backing(attr::key(&st))
+            .is_some_and(|node| {
+                let open = node.open.lock();
+                open.handle_count > 0 && open.backing.is_some()
+            })
+    }
+
     /// Learns that the file behind a path is about to be removed or replaced other than through the mount.
     pub fn forget_file(&self, path: &Path) {
         if let Ok(st) = stat_at(self.root.as_raw_fd(), path) {

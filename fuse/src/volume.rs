@@ -136,7 +136,7 @@ pub struct VirtualFile {
 /// What the mount asks of its owner.
 ///
 /// `before` may refuse an operation by an errno and may block for as long as the operation may take; it runs on a
-/// session thread, so it must not touch the mount. `open` may touch the mount if `open_may_block` said so.
+/// session thread (see `may_wait`), so it must not touch the mount. `open` may touch the mount if `open_may_block` said so.
 pub trait Volume: Send + Sync + 'static {
     /// Returns a virtual file's content, if the path names one.
     fn virtual_file(&self, path: &Path) -> Option<VirtualFile>;
@@ -163,6 +163,12 @@ pub trait Volume: Send + Sync + 'static {
 
     /// Learns that a handle is gone, or never came to be.
     fn released(&self, path: &Path, writable: bool, mark: u8);
+
+    /// Returns whether [`before`](Volume::before) may wait for other nodes when a file is written, cut, or removed: a thread
+    /// of its own does it then, if too few would be left to serve the mount.
+    fn may_wait(&self, _path: &Path) -> bool {
+        false
+    }
 
     /// Learns what is about to happen.
     ///

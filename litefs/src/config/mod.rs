@@ -8,6 +8,7 @@
 //! when a file has an unknown one. Only [`load`] touches the disk.
 
 mod addr;
+mod durability;
 mod duration;
 mod env;
 mod error;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub use crate::replication::DatabaseFilter;
 pub use addr::{AddrError, ListenAddr, NodeUrl};
+pub use durability::{DURABILITY_REMEDY, DurabilityError, parse_durability, show_durability};
 pub use env::{Env, expand};
 pub use error::ConfigError;
 pub use keys::{KEYS, Key, Support};

@@ -1,6 +1,9 @@
 //! The configuration as the code uses it: typed, defaulted, checked.
 
-use super::{ConfigError, DatabaseFilter, ListenAddr, NodeUrl, Overrides, file};
+use super::{
+    ConfigError, DURABILITY_REMEDY, DatabaseFilter, ListenAddr, NodeUrl, Overrides, file,
+    parse_durability,
+};
 use consensus::Durability;
 use std::ffi::OsString;
 use std::num::NonZeroU16;
@@ -481,9 +484,9 @@ fn durability(text: Option<&str>, lease: Option<&file::Lease>) -> Result<Durabil
         return Ok(Durability::Async);
     };
     let refuse = |problem: String, remedy| Err(ConfigError::setting("durability", problem, remedy));
-    let Some(durability) = crate::http::cluster::parse_durability(text) else {
-        let problem = format!("`{text}` is not a durability");
-        return refuse(problem, "write async or quorum");
+    let durability = match parse_durability(text) {
+        Ok(durability) => durability,
+        Err(error) => return refuse(error.to_string(), DURABILITY_REMEDY),
     };
     let is_elected = lease.and_then(|lease| lease.r#type.as_deref()) == Some("raft");
     if durability != Durability::Async && !is_elected {

@@ -220,6 +220,15 @@ impl NodeContext {
         self.invalidate(|inv| inv.name(path));
     }
 
+    /// Returns whether programs have a file open whose reads and writes the kernel serves by itself.
+    #[must_use]
+    pub fn is_passed_through(&self, path: &std::path::Path) -> bool {
+        let invalidator = self.invalidator.lock();
+        invalidator
+            .as_ref()
+            .is_some_and(|inv| inv.is_passed_through(path))
+    }
+
     fn invalidate(&self, call: impl FnOnce(&fuse::Invalidator)) {
         if let Some(inv) = &*self.invalidator.lock() {
             call(inv);

@@ -9,7 +9,7 @@
 //! | `POST /v1/cluster/remove?node=` | take a node out |
 //! | `POST /v1/cluster/opened` | the primary: writes are open, follow me |
 //! | `POST /v1/cluster/accepted` | to the primary: I have, on disk, all that your tenure began with |
-//! | `POST /v1/cluster/durability?value=&db=` | when commits return: `async` or `quorum`; of one database, or of all |
+//! | `POST /v1/cluster/durability?value=&db=` | when commits return: `async`, `bounded` or `quorum`; of one database, or of all |
 //! | `POST /handoff?node=` | give the primary's role to another node |
 //! | `POST /promote` | take the primary's role |
 
@@ -25,6 +25,7 @@ use consensus::Durability;
 use serde::{Deserialize, Serialize};
 
 use super::error::NodeError;
+use crate::config::{DURABILITY_REMEDY, parse_durability};
 
 /// Most bytes of one message of Raft's: it carries membership and settings, no data.
 const MAX_RAFT_LEN: usize = 8 << 20;
@@ -74,6 +75,9 @@ pub struct Overview {
     pub learners: Vec<Peer>,
     /// How many databases it has.
     pub database_count: u64,
+    /// Databases whose commits should wait and do not here, until the programs that have them open open them again.
+    #[serde(default)]
+    pub unheld: Vec<String>,
 }
 
 /// Body of `POST /v1/cluster/fence`.
@@ -153,7 +157,11 @@ pub trait ClusterApi: Send + Sync + 'static {
     /// Hears that a node has all that a tenure began with.
     fn accepted(&self, request: FenceRequest);
     /// Sets when commits return, of one database or of all that have no setting of their own.
-    fn set_durability(&self, db: Option<String>, value: Option<Durability>) -> Answering<'_, ()>;
+    fn set_durability(
+        &self,
+        db: Option<String>,
+        value: Option<Durability>,
+    ) -> Answering<'_, Vec<String>>;
     /// Gives the primary's role to a node, or to the one that suits best.
     fn handoff(&self, to: Option<u64>) -> Answering<'_, Peer>;
     /// Takes the primary's role.
@@ -251,16 +259,6 @@ struct DurabilityQuery {
     db: Option<String>,
 }
 
-/// Reads a durability as `litefs.yml` and the API have it.
-#[must_use]
-pub fn parse_durability(text: &str) -> Option<Durability> {
-    match text {
-        "async" => Some(Durability::Async),
-        "quorum" => Some(Durability::Quorum),
-        _ => None,
-    }
-}
-
 async fn durability(
     State(node): State<Node>,
     Query(query): Query<DurabilityQuery>,
@@ -272,14 +270,14 @@ async fn durability(
     let value = match query.value.as_deref() {
         None | Some("") => return Err(NodeError::MissingParameter("value")),
         Some("default") if db.is_some() => None,
-        Some(text) => Some(parse_durability(text).ok_or_else(|| NodeError::Conflict {
-            what: format!("{text:?} is not a durability"),
-            remedy: "choose async or quorum, or default for a single database".to_owned(),
+        Some(text) => Some(parse_durability(text).map_err(|e| NodeError::Conflict {
+            what: e.to_string(),
+            remedy: format!("{DURABILITY_REMEDY}; or default for a single database"),
         })?),
     };
-    node.set_durability(db.clone(), value).await?;
+    let unheld = node.set_durability(db.clone(), value).await?;
     Ok(Json(
-        serde_json::json!({ "db": db, "durability": query.value }),
+        serde_json::json!({ "db": db, "durability": query.value, "unheld": unheld }),
     ))
 }
 

@@ -17,6 +17,8 @@ use crate::replication::Sink;
 
 /// How long the winner's request may be ahead of what this node hears of the election.
 const ELECTED: Duration = Duration::from_millis(500);
+/// How long until this node itself goes by what was agreed on.
+const SETTLE: Duration = Duration::from_millis(500);
 /// How long a promotion may take.
 const PROMOTE: Duration = Duration::from_secs(10);
 
@@ -71,6 +73,10 @@ impl ClusterApi for Cluster {
             voters: list(&view.voters),
             learners: list(&view.learners),
             database_count: Sink::positions(&*election.ports).len() as u64,
+            unheld: match is_primary {
+                true => election.ports.unheld(),
+                false => Vec::new(),
+            },
         }
     }
 
@@ -155,14 +161,26 @@ impl ClusterApi for Cluster {
         &self,
         db: Option<String>,
         value: Option<consensus::Durability>,
-    ) -> Answering<'_, ()> {
+    ) -> Answering<'_, Vec<String>> {
         Box::pin(async move {
-            let set = consensus::Command::SetDurability { db, value };
+            let set = consensus::Command::SetDurability {
+                db: db.clone(),
+                value,
+            };
+            let mut views = self.election.cluster.watch();
             let done = self.election.cluster.propose(set).await;
             done.map_err(|error| NodeError::Conflict {
                 what: crate::store::chain(&error),
                 remedy: "ask the primary".to_owned(),
-            })
+            })?;
+            let is_known = views.wait_for(|view| match &db {
+                Some(db) => view.state.databases.get(db).copied() == value,
+                None => view.state.durability == value.unwrap_or_default(),
+            });
+            // If another has it set otherwise meanwhile, that is what is in force.
+            let _ = tokio::time::timeout(SETTLE, is_known).await;
+            self.election.ports.warn_of_unheld();
+            Ok(self.election.ports.unheld())
         })
     }
 

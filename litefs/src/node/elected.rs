@@ -15,6 +15,7 @@ use super::election::Election;
 use super::members::{Joining, Members};
 use super::peers::Peers;
 use super::quorum::Quorum;
+use super::resolve::Resolver;
 use super::roles::Roles;
 use crate::config::{Resolved, Role};
 use crate::http::cluster::ClusterApi;
@@ -119,6 +120,7 @@ impl Elected {
         let members = Members {
             election: self.election.clone(),
             peers: self.config.lease.election.peers.clone(),
+            resolver: Resolver::new(),
             is_candidate: self.is_candidate(),
             joining: self.joining.clone(),
             durability: self.config.durability,

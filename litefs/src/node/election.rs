@@ -245,6 +245,7 @@ impl Election {
                     elapsed_ms = began.elapsed().as_millis(),
                     "writes are open"
                 );
+                self.ports.warn_of_unheld();
                 self.announce(epoch, view);
             }
             Ok(false) => {}

@@ -13,6 +13,7 @@ use consensus::{Command, Durability, Member, NodeId, View};
 use parking_lot::Mutex;
 
 use super::election::{Election, peer};
+use super::resolve::Resolver;
 use crate::config::NodeUrl;
 use crate::http::NodeError;
 use crate::http::cluster::{JoinReply, JoinRequest, Overview, parse_id, show_id};
@@ -34,6 +35,7 @@ pub(super) struct Joining {
 pub(super) struct Members {
     pub(super) election: Arc<Election>,
     pub(super) peers: Vec<NodeUrl>,
+    pub(super) resolver: Resolver,
     pub(super) is_candidate: bool,
     pub(super) joining: Arc<Joining>,
     pub(super) wants_role: bool,
@@ -115,7 +117,15 @@ impl Members {
 
     async fn ask_all(&self, view: &View) -> Vec<(String, anyhow::Result<Overview>)> {
         let election = &self.election;
-        let mut urls: Vec<String> = self.peers.iter().map(ToString::to_string).collect();
+        let found = self.peers.iter().map(|peer| self.resolver.nodes(peer));
+        let found = futures_util::future::join_all(found).await;
+        let (mut urls, mut answers) = (Vec::new(), Vec::new());
+        for (peer, nodes) in self.peers.iter().zip(found) {
+            match nodes {
+                Ok(nodes) => urls.extend(nodes.iter().map(ToString::to_string)),
+                Err(error) => answers.push((peer.to_string(), Err(error))),
+            }
+        }
         for (id, member) in view.voters.iter().chain(&view.learners) {
             if *id != election.node_id() && !urls.contains(&member.url) {
                 urls.push(member.url.clone());
@@ -126,7 +136,7 @@ impl Members {
             (url, overview)
         });
         let me = show_id(election.node_id());
-        let mut answers = futures_util::future::join_all(asked).await;
+        answers.extend(futures_util::future::join_all(asked).await);
         answers.retain(|(url, overview)| match overview {
             Ok(overview) => overview.node.id != me,
             Err(_) => *url != election.me.url,

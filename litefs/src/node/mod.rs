@@ -4,6 +4,7 @@
 //! node has what its primary has, run the programs. End: programs, API, capture of what is left, unmount, sync.
 
 mod api;
+mod backlog;
 mod cluster_api;
 mod data_dir;
 mod decide;
@@ -14,6 +15,7 @@ mod members;
 mod peers;
 mod ports;
 mod quorum;
+mod resolve;
 mod roles;
 #[cfg(test)]
 mod sim;

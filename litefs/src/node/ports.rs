@@ -12,6 +12,7 @@ use super::data_dir::DataDir;
 use super::decide::epochs;
 use super::decide::history::{self, Lead};
 use crate::db::log::{Error as LogError, ReadAfter};
+use crate::db::paths::with_suffix;
 use crate::db::{Db, DbError, NodeContext, PageCopyReader, PageCopyWriter, record_from_log};
 use crate::lag::Lag;
 use crate::ltx::{PageSize, Pgno, Pos};
@@ -51,6 +52,29 @@ pub(super) struct Ports {
 }
 
 impl Ports {
+    /// Returns the databases whose commits should wait and do not: programs opened their WALs before that was decided, and
+    /// have kept them open since.
+    pub(super) fn unheld(&self) -> Vec<String> {
+        let is_unheld = |db: &Arc<Db>| {
+            let wal = with_suffix(std::path::Path::new(db.name().as_str()), "-wal");
+            self.node.gate_of(db.name()).is_some() && self.node.is_passed_through(&wal)
+        };
+        let unheld = self.store.all().into_iter().filter(is_unheld);
+        unheld.map(|db| db.name().to_string()).collect()
+    }
+
+    /// Says so in the log.
+    pub(super) fn warn_of_unheld(&self) {
+        let unheld = self.unheld();
+        if !unheld.is_empty() {
+            tracing::warn!(
+                databases = unheld.join(", "),
+                "commits of programs that had these open before do not wait for other nodes: restart those programs, or have them open \
+                 the databases again, all of them"
+            );
+        }
+    }
+
     fn db(&self, name: &DbName) -> Result<Arc<Db>, SinkError> {
         self.store
             .get_or_create(name)

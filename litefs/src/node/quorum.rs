@@ -1,4 +1,4 @@
-//! Commits that return once a majority of the voters has them on disk.
+//! Commits that return once a majority of the voters has them on disk, or all but so many (`backlog`).
 //!
 //! What holds:
 //! - INV-QUORUM-1: which acknowledgements count (`decide::acks`);
@@ -6,7 +6,7 @@
 //!   committed before is too before the change begins (`members`): the new ones may be the only ones asked later;
 //! - INV-QUORUM-2: this node counts as one once its own log is on disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,10 +15,11 @@ use consensus::{Cluster, Durability, NodeId, View};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
+use super::backlog::Backlog;
 use super::decide::acks::Acks;
 use super::decide::epochs;
 use crate::db::{CommitGate, Db, NodeContext};
-use crate::ltx::Pos;
+use crate::ltx::{Pos, Txid};
 use crate::replication::replicas::AckListener;
 use crate::replication::{Applied, DbName};
 
@@ -27,12 +28,22 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a commit that waits looks whether this node is still the primary.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Who has what, and what no majority has yet.
+#[derive(Debug, Default)]
+struct Known {
+    acks: Acks,
+    /// Tenure of the backlogs.
+    epoch: u64,
+    /// Of databases with a bound.
+    backlogs: HashMap<DbName, Backlog>,
+}
+
 /// Makes commits wait for a majority.
 pub(super) struct Quorum {
     node: Arc<NodeContext>,
     cluster: Cluster,
     view: watch::Receiver<View>,
-    acks: Mutex<Acks>,
+    known: Mutex<Known>,
     changed: Condvar,
     /// Voters there will be, while they change.
     coming: Mutex<Option<BTreeSet<NodeId>>>,
@@ -44,7 +55,7 @@ impl Quorum {
             node,
             view: cluster.watch(),
             cluster,
-            acks: Mutex::default(),
+            known: Mutex::default(),
             changed: Condvar::new(),
             coming: Mutex::default(),
         })
@@ -57,14 +68,22 @@ impl Quorum {
 
     /// Learns that a node has all that a tenure began with.
     pub(super) fn accepted(&self, node: NodeId, epoch: u64) {
-        self.acks.lock().accepted(node, epoch);
+        self.known.lock().acks.accepted(node, epoch);
         self.changed.notify_all();
     }
 
-    /// Returns whether a majority has a position; `here` whether this node is one of those.
-    fn has(&self, acks: &mut Acks, epoch: u64, db: &DbName, pos: Pos, here: bool) -> bool {
+    /// Returns whether a majority has a transaction of a history that ends at `pos`; `here` whether this node is one of those.
+    fn has(
+        &self,
+        acks: &mut Acks,
+        epoch: u64,
+        db: &DbName,
+        pos: Pos,
+        txid: Txid,
+        here: bool,
+    ) -> bool {
         let here = here.then_some(self.node.node_id);
-        let holders = acks.holders(epoch, db, pos, here);
+        let holders = acks.holders(epoch, db, pos, txid, here);
         let coming = self.coming.lock();
         let of_coming = coming
             .as_ref()
@@ -73,19 +92,48 @@ impl Quorum {
         is_enough && self.view.borrow().is_quorum(&holders)
     }
 
+    /// Returns whether what a majority lacks, with a commit at `pos`, is within a bound: milliseconds, and transactions.
+    fn is_within(
+        &self,
+        known: &mut Known,
+        epoch: u64,
+        db: &DbName,
+        pos: Pos,
+        bound: (u64, u64),
+    ) -> bool {
+        let now = Instant::now();
+        if known.epoch != epoch {
+            known.epoch = epoch;
+            known.backlogs.clear();
+        }
+        let backlog = known.backlogs.entry(db.clone()).or_default();
+        backlog.add(pos.txid, now);
+        backlog.settle(|txid| self.has(&mut known.acks, epoch, db, pos, txid, true));
+        backlog.is_within(bound.0, bound.1, now)
+    }
+
+    fn is_synced(&self, db: &Db) -> bool {
+        let synced = db.sync_log();
+        if let Err(error) = &synced {
+            tracing::error!(db = %db.name(), error = crate::store::chain(error), "this node does not count for a commit");
+        }
+        synced.is_ok()
+    }
+
     /// Returns whether a majority has what is in doubt by now.
     pub(super) fn has_by_now(&self, db: &Db, pos: Pos) -> bool {
         let epoch = self.node.epoch.load(Ordering::Acquire);
         let is_here = db.sync_log().is_ok();
-        self.has(&mut self.acks.lock(), epoch, db.name(), pos, is_here)
+        let acks = &mut self.known.lock().acks;
+        self.has(acks, epoch, db.name(), pos, pos.txid, is_here)
     }
 }
 
 impl AckListener for Quorum {
     fn acked(&self, node_id: u64, epoch: u64, db: &DbName, applied: Applied) {
-        let mut acks = self.acks.lock();
-        acks.acked(node_id, epoch, db, applied.durable);
-        drop(acks);
+        let mut known = self.known.lock();
+        known.acks.acked(node_id, epoch, db, applied.durable);
+        drop(known);
         self.changed.notify_all();
     }
 }
@@ -93,7 +141,7 @@ impl AckListener for Quorum {
 impl CommitGate for Quorum {
     fn waits(&self, db: &DbName) -> bool {
         let view = self.view.borrow();
-        matches!(view.state.durability_of(db.as_str()), Durability::Quorum)
+        view.state.durability_of(db.as_str()) != Durability::Async
     }
 
     fn wait(&self, db: &Db, pos: Pos) -> bool {
@@ -104,18 +152,21 @@ impl CommitGate for Quorum {
         if !epochs::may_commit(epoch, primary) {
             return false;
         }
-        // The others have it on its way already.
-        let here = match db.sync_log() {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(db = %db.name(), error = crate::store::chain(&error), "this node does not count for a commit");
-                false
-            }
+        let bound = match self.view.borrow().state.durability_of(db.name().as_str()) {
+            Durability::Async => return true, // since a moment ago
+            Durability::Bounded { ms, transactions } => Some((ms, transactions)),
+            Durability::Quorum => None,
         };
-        let mut acks = self.acks.lock();
+        // The others have it on its way already. A bound is about what they have.
+        let here = bound.is_some() || self.is_synced(db);
+        let mut known = self.known.lock();
         loop {
             // Never those of an older tenure of this node: they may be of a history that lost.
-            if self.has(&mut acks, epoch, db.name(), pos, here) {
+            let may_return = match bound {
+                None => self.has(&mut known.acks, epoch, db.name(), pos, pos.txid, here),
+                Some(bound) => self.is_within(&mut known, epoch, db.name(), pos, bound),
+            };
+            if may_return {
                 return true;
             }
             let holds = self
@@ -125,7 +176,7 @@ impl CommitGate for Quorum {
             if !holds || Instant::now() >= deadline {
                 return false;
             }
-            self.changed.wait_for(&mut acks, LOOK);
+            self.changed.wait_for(&mut known, LOOK);
         }
     }
 }

@@ -686,6 +686,14 @@ impl fuse::Volume for LiteVolume {
             && !self.is_own(request.caller)
     }
 
+    fn may_wait(&self, path: &Path) -> bool {
+        let (Role::Wal(main) | Role::Journal(main)) = Role::of(path) else {
+            return false;
+        };
+        self.owner(&main)
+            .is_some_and(|db| self.node.gate_of(db.name()).is_some())
+    }
+
     fn open(&self, request: &OpenRequest<'_>) -> Result<OpenAnswer, Errno> {
         self.refuse_broken(request.path)?;
         let own = self.is_own(request.caller);

@@ -495,3 +495,115 @@ fn a_held_commit_whose_daemon_dies_is_not_half_there() {
         );
     }
 }
+
+/// Stops a daemon, and returns once all of its threads are stopped.
+fn pause(node: &Node) {
+    signal(node, libc::SIGSTOP);
+    let tasks = format!("/proc/{}/task", node.pid());
+    wait_for("the daemon to stop", || {
+        let mut states = std::fs::read_dir(&tasks)
+            .unwrap()
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+        states.all(|stat| {
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
+    });
+}
+
+fn signal(node: &Node, signal: i32) {
+    let pid = i32::try_from(node.pid()).unwrap();
+    // SAFETY: the child is ours and not yet waited for.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// With a bound on what others lack, a primary that is alone stops, and no more is lost with it than that.
+#[test]
+fn no_more_is_lost_than_the_bound_allows() {
+    const BOUND: i64 = 5;
+    if cannot_mount() {
+        return;
+    }
+    for mode in ["wal", "delete"] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            keys: format!("durability: bounded:{BOUND}\n"),
+            ..Options::default()
+        };
+        let mut cluster = Cluster::start(dir.path(), 3, &options);
+        let primary = cluster.primary();
+        let db = create(&cluster.nodes[primary], "a.db", mode);
+        for _ in 0..50 {
+            db.execute("INSERT INTO t(v) VALUES('both')", []).unwrap();
+        }
+        cluster.wait_until_level("a.db");
+        let others = cluster.others(primary);
+        for other in &others {
+            pause(&cluster.nodes[*other]);
+        }
+        let mut rows = 50;
+        let error = loop {
+            match db.execute("INSERT INTO t(v) VALUES('alone')", []) {
+                Ok(_) => rows += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            rows <= 50 + BOUND,
+            "{mode}: {rows} rows, two nodes have had none since 50"
+        );
+        assert_eq!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::SystemIoFailure),
+            "{mode}: {error}"
+        );
+        cluster.nodes[primary].kill();
+        drop(db);
+        for other in &others {
+            signal(&cluster.nodes[*other], libc::SIGCONT);
+        }
+        let db = cluster.nodes[cluster.primary()].open("a.db");
+        let there = count(&db);
+        assert!(
+            there >= rows - BOUND,
+            "{mode}: {there} of {rows} rows are left"
+        );
+        cluster.nodes[primary].launch();
+        cluster.assert_same("a.db");
+    }
+}
+
+/// Programs that opened a WAL before commits had to wait are named, for as long as they have it open.
+#[test]
+fn who_opened_a_database_before_commits_wait_is_named() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), 1, &Options::default());
+    let node = &cluster.nodes[0];
+    let db = create(node, "a.db", "wal");
+    let set = |value: &str| {
+        let path = format!("/v1/cluster/durability?value={value}");
+        node.ask("POST", &path).unwrap()
+    };
+    let refused = set("soon");
+    assert!(
+        refused.starts_with("HTTP/1.1 409") && refused.contains("bounded:500ms,100"),
+        "{refused}"
+    );
+    for value in ["bounded:20ms,10", "quorum"] {
+        let answer = set(value);
+        assert!(answer.contains("\"unheld\":[\"a.db\"]"), "{answer}");
+    }
+    db.execute("INSERT INTO t(v) VALUES(1)", []).unwrap();
+    drop(db);
+    let unheld = || node.ask("GET", "/v1/cluster").unwrap();
+    wait_for("nobody to have it open", || {
+        unheld().contains("\"unheld\":[]")
+    });
+    let db = node.open("a.db");
+    db.execute("INSERT INTO t(v) VALUES(1)", []).unwrap();
+    assert!(unheld().contains("\"unheld\":[]"), "{}", unheld());
+}

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::mutation::mutated;
-use crate::ltx::Pos;
+use crate::ltx::{Pos, Txid};
 use crate::replication::DbName;
 
 /// Who has what, in one tenure.
@@ -49,22 +49,26 @@ impl Acks {
         }
     }
 
-    /// Returns who has what a tenure's primary has at the end of its history; `here` is that node, if it is on disk there.
+    /// Returns who has a transaction of the history of a tenure's primary, which ends at `pos`; `here` is that node, if it
+    /// counts.
     ///
-    /// Nobody can be further, but who still has another history, of a database that this tenure's primary had not heard of
-    /// when it was accepted. So a position counts if it is the same.
+    /// Nobody can be further than `pos`, but who still has another history, of a database that this tenure's primary had not
+    /// heard of when it was accepted. So where the histories are as long, they have to be the same.
     pub(crate) fn holders(
         &mut self,
         epoch: u64,
         db: &DbName,
         pos: Pos,
+        txid: Txid,
         here: Option<u64>,
     ) -> BTreeSet<u64> {
         let Some(acks) = self.of(epoch) else {
             return BTreeSet::new();
         };
-        let has =
-            |durable: &Pos| *durable == pos || mutated!(AckByTxid) && durable.txid >= pos.txid;
+        let has = |durable: &Pos| {
+            let is_ours = *durable == pos || durable.txid < pos.txid;
+            durable.txid >= txid && (is_ours || mutated!(AckByTxid))
+        };
         let has_say = |node: &u64| acks.accepted.contains(node) || mutated!(UnacceptedCounts);
         let others = acks.durable.get(db).into_iter().flatten();
         others
@@ -78,7 +82,6 @@ impl Acks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ltx::Txid;
 
     fn pos(txid: u64) -> Pos {
         Pos {
@@ -93,15 +96,22 @@ mod tests {
         let db: DbName = "a.db".parse().unwrap();
         acks.accepted(7, 3);
         acks.acked(7, 3, &db, pos(100));
-        assert_eq!(acks.holders(3, &db, pos(100), Some(1)), [1, 7].into());
-        assert_eq!(acks.holders(5, &db, pos(100), Some(1)), [1].into());
+        assert_eq!(
+            acks.holders(3, &db, pos(100), Txid(100), Some(1)),
+            [1, 7].into()
+        );
+        assert_eq!(
+            acks.holders(5, &db, pos(100), Txid(100), Some(1)),
+            [1].into()
+        );
         acks.accepted(8, 3);
         acks.acked(8, 3, &db, pos(100));
         assert!(
-            acks.holders(3, &db, pos(100), Some(1)).is_empty(),
+            acks.holders(3, &db, pos(100), Txid(100), Some(1))
+                .is_empty(),
             "a tenure that is over"
         );
-        assert_eq!(acks.holders(5, &db, pos(100), None), [].into());
+        assert_eq!(acks.holders(5, &db, pos(100), Txid(100), None), [].into());
     }
 
     #[test]
@@ -109,10 +119,10 @@ mod tests {
         let mut acks = Acks::default();
         let db: DbName = "a.db".parse().unwrap();
         acks.acked(7, 3, &db, pos(100));
-        assert!(acks.holders(3, &db, pos(100), None).is_empty());
+        assert!(acks.holders(3, &db, pos(100), Txid(100), None).is_empty());
         acks.accepted(7, 3);
-        assert_eq!(acks.holders(3, &db, pos(100), None), [7].into());
-        assert!(acks.holders(3, &db, pos(101), None).is_empty());
+        assert_eq!(acks.holders(3, &db, pos(100), Txid(100), None), [7].into());
+        assert!(acks.holders(3, &db, pos(101), Txid(101), None).is_empty());
     }
 
     #[test]
@@ -125,7 +135,9 @@ mod tests {
             post_apply_checksum: crate::ltx::Checksum::new(9),
             ..pos(100)
         };
-        assert!(acks.holders(3, &db, other, None).is_empty());
-        assert!(acks.holders(3, &db, pos(99), None).is_empty());
+        assert!(acks.holders(3, &db, other, Txid(100), None).is_empty());
+        assert!(acks.holders(3, &db, pos(99), Txid(99), None).is_empty());
+        let later = acks.holders(3, &db, pos(101), Txid(100), None);
+        assert_eq!(later, [7].into(), "one of those before the last");
     }
 }

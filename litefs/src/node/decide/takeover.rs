@@ -3,7 +3,9 @@
 //! What holds:
 //! - INV-TAKEOVER-1: a node that accepted the newest tenure (had all that its primary began with, on disk) is right over
 //!   one that did not, whatever their TXIDs: commits that a quorum acknowledged in that tenure are on such nodes only;
-//! - INV-TAKEOVER-2: among those the most advanced copy wins, by the tenure of its last transaction, then its TXID;
+//! - INV-TAKEOVER-2: among those the most advanced copy wins, by the tenure of its last transaction, then its TXID. A copy of
+//!   pages is of the tenure that sent it, which had begun with no less; a compacted range that ends the sender's history, of
+//!   the tenure that the sender knows. So what a quorum acknowledged is never of a lower tenure on who has it than it was;
 //! - INV-TAKEOVER-3: a database that none of those knows stays as it is on the winner.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -248,7 +248,10 @@ impl World {
         is_here: bool,
     ) -> bool {
         let here = is_here.then_some(id);
-        let holders = self.process(id).acks.holders(epoch, db, pos, here);
+        let holders = self
+            .process(id)
+            .acks
+            .holders(epoch, db, pos, pos.txid, here);
         let mut sets = self.nodes[&id].raft.sets();
         if let Some(change) = &self.nodes[&id].process.change
             && !is_on(Mutant::NoBarrier)

@@ -154,8 +154,8 @@ impl World {
         if self.cut.contains(&way) {
             // What comes after it waits too.
             conn.stalls += 1;
-            let is_patient = conn.stalls < 200;
-            if !is_patient || self.one_in(60) {
+            let is_patient = conn.stalls < self.stalls;
+            if !is_patient || self.stalls < u32::MAX && self.one_in(60) {
                 self.break_conn(no);
                 return;
             }

@@ -171,6 +171,8 @@ pub(crate) struct World {
     pub(crate) cut: BTreeSet<(u64, u64)>,
     pub(crate) delay: Range<Us>,
     pub(crate) lose_percent: u32,
+    /// How often a stream may stall before it breaks.
+    pub(crate) stalls: u32,
     pub(crate) double_percent: u32,
     pub(crate) client: Client,
     pub(crate) counts: Counts,
@@ -195,6 +197,7 @@ impl World {
             cut: BTreeSet::new(),
             delay: 100..1_000,
             lose_percent: 0,
+            stalls: 200,
             double_percent: 0,
             client: Client::default(),
             counts: Counts::new(),
