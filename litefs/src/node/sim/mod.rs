@@ -21,7 +21,6 @@ pub(crate) mod client;
 pub(crate) mod invariants;
 pub(crate) mod members;
 pub(crate) mod mutants;
-mod plots;
 pub(crate) mod raft;
 pub(crate) mod role;
 pub(crate) mod store;

@@ -136,10 +136,8 @@ mutant_is_found! {
     a_database_reopened_after_the_fence_is_found: ReopenedAfterFence within 1000,
     a_role_given_up_for_nothing_is_found: GivenUpForNothing within 1500,
     a_tenure_that_outlives_its_lease_is_found: LeaseIgnored within 2000,
-    a_copy_that_is_not_acknowledged_is_found: CopyNotAcked within 2000,
-    a_restart_that_is_not_acknowledged_is_found: RestartNotAcked within 3000,
-    a_copy_that_keeps_the_old_epoch_is_found: CopyKeepsEpoch within 3000,
-    a_choice_by_txid_only_is_found: TxidOnly within 4000,
+    a_copy_that_is_not_acknowledged_is_found: CopyNotAcked within 1000,
+    a_choice_by_txid_only_is_found: TxidOnly within 2000,
     acknowledgements_before_acceptance_are_found: UnacceptedCounts within 4000,
-    a_fetch_that_waits_forever_is_found: WaitsForever within 4000,
+    a_fetch_that_waits_forever_is_found: WaitsForever within 3000,
 }
