@@ -164,6 +164,37 @@ impl Db {
         }
     }
 
+    /// Makes what was applied durable, for it to be acknowledged as such.
+    ///
+    /// # Errors
+    /// Disk, log.
+    pub fn sync_applied(&self) -> Result<(), DbError> {
+        let inner = self.lock();
+        if !self.is_primary() && self.log.end_pos() == inner.pos && inner.trouble.is_none() {
+            self.sync_log()?;
+            *self.durable.lock() = inner.pos;
+        }
+        Ok(())
+    }
+
+    /// Makes files durable of which the log has not all: it began anew with what is in them.
+    pub(super) fn sync_files(&self) -> Result<(), DbError> {
+        for path in [&self.paths.main, &self.paths.wal] {
+            match File::open(path) {
+                Ok(file) => file.sync_data().map_err(DbError::io("sync", path))?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(DbError::io("open", path)(error)),
+            }
+        }
+        let dir = self.paths.main.parent().map(File::open);
+        match dir {
+            Some(Ok(dir)) => dir
+                .sync_all()
+                .map_err(DbError::io("sync", &self.paths.main)),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns where the copy here is.
     pub fn applied(&self) -> Applied {
         Applied {
@@ -273,7 +304,9 @@ impl Db {
     fn append_records(&self, records: &[Record]) -> Result<(), DbError> {
         for record in records {
             let mut meta = to_log(&record.meta)?;
-            meta.epoch = self.epoch_of(meta.epoch);
+            // A copy of pages is of the tenure that sent it, which may be later than that of what follows.
+            let end = self.log.end().map_or(0, |end| end.epoch);
+            meta.epoch = self.epoch_of(meta.epoch).max(end);
             self.log
                 .append(&meta, &record.ltx)
                 .map_err(self.log_error())?;

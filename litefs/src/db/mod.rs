@@ -29,6 +29,7 @@ mod drop;
 mod error;
 mod held;
 mod history;
+pub(crate) mod lineage;
 pub mod log;
 pub mod lost;
 pub mod page_checksums;

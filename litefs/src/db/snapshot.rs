@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::apply::Merged;
+use super::lineage;
 use super::log::{Milestone, Older, RecordMeta};
 use super::lost::{Losing, Reason, Relation};
 use super::page_checksums::PageChecksums;
@@ -554,14 +555,9 @@ impl PageCopyWriter {
             .filter(|r| r.meta.max_txid > self.start.txid)
             .collect();
         let overlay = Merged::of(&db, &records)?;
-        let (page_count, target, timestamp_ms, epoch) = match records.last() {
-            Some(r) => (
-                r.meta.commit,
-                r.meta.post_pos(),
-                r.meta.timestamp_ms,
-                r.meta.epoch,
-            ),
-            None => (self.page_count, self.start, crate::clock::wall_ms(), 0),
+        let (page_count, target, timestamp_ms) = match records.last() {
+            Some(r) => (r.meta.commit, r.meta.post_pos(), r.meta.timestamp_ms),
+            None => (self.page_count, self.start, crate::clock::wall_ms()),
         };
         let mut sums = if self.is_difference && inner.page_size == Some(self.page_size) {
             inner.checksums.clone()
@@ -598,7 +594,8 @@ impl PageCopyWriter {
         }
         let older = self.let_go(&inner, target)?;
         let meta = RecordMeta {
-            epoch: epoch.max(db.log.end().map_or(0, |m| m.epoch)),
+            // Not that of the log it replaces: who takes over goes by it (INV-TAKEOVER-2).
+            epoch: self.sender_epoch,
             min_txid: target.txid,
             max_txid: target.txid,
             pre_apply_checksum: inner.pos.post_apply_checksum,
@@ -643,6 +640,9 @@ impl PageCopyWriter {
         *db.durable.lock() = Pos::ZERO;
         db.publish(&inner, timestamp_ms);
         let _ = std::fs::remove_file(&path);
+        // The log has nothing of it, and what it gets from now on is acknowledged together with it.
+        db.sync_files()?;
+        *db.durable.lock() = target;
         Ok(target)
     }
 
@@ -658,9 +658,8 @@ impl PageCopyWriter {
             Relation::Parted(_) => true,
             Relation::Unknown(_) => {
                 // INV-LOST-2
-                db.node.was_primary.load(Ordering::Acquire)
-                    || inner.pos.txid > self.start.txid
-                    || !self.continues(inner)
+                let was_primary = db.node.was_primary.load(Ordering::Acquire);
+                lineage::is_kept(inner.pos, self.start, was_primary)
             }
         };
         // The remains of what was kept before are no branch, and the log has nothing of it.
@@ -701,11 +700,6 @@ impl PageCopyWriter {
         }
         wal.end_readers(&db.paths);
         false
-    }
-
-    /// Returns whether our log's history is that of the copy.
-    fn continues(&self, inner: &super::Inner) -> bool {
-        inner.pos.txid == Txid::ZERO || inner.pos == self.start || inner.pos.txid < self.start.txid
     }
 
     fn install_difference(&self, inner: &mut super::Inner, page_count: u32) -> Result<(), DbError> {

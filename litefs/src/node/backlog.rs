@@ -22,7 +22,7 @@ impl Backlog {
     }
 
     /// Forgets what a majority `has`.
-    pub(super) fn settle(&mut self, has: impl Fn(Txid) -> bool) {
+    pub(super) fn settle(&mut self, mut has: impl FnMut(Txid) -> bool) {
         while self.commits.front().is_some_and(|(txid, _)| has(*txid)) {
             self.commits.pop_front();
         }

@@ -222,8 +222,9 @@ impl ClusterApi for Cluster {
             let epoch = request.epoch;
             // Raft's word, not the request's: an epoch that nobody was elected in would lock the cluster out.
             let mut views = self.election.cluster.watch();
+            let is_seen = *self.election.ports.seen_epoch.read() >= epoch;
             let known = views.wait_for(|view| view.epoch >= epoch);
-            if tokio::time::timeout(ELECTED, known).await.is_err() {
+            if !is_seen && tokio::time::timeout(ELECTED, known).await.is_err() {
                 return Err(NodeError::NotReady(format!(
                     "this node has not heard of an election in epoch {epoch}"
                 )));
@@ -340,8 +341,26 @@ impl ClusterApi for Cluster {
                 return self.leave_for_good().await;
             }
             self.joining.forget(node);
-            let removed = self.election.cluster.remove(node).await;
-            removed.map_err(raft_error)?;
+            let election = self.election.clone();
+            // Seen through even if who asked loses interest.
+            let removing = tokio::spawn(async move {
+                let view = election.cluster.view();
+                if !view.voters.contains_key(&node) {
+                    return Ok(election.cluster.remove(node).await?);
+                }
+                let stay = view.voters.iter().filter(|(id, _)| **id != node);
+                let goal = stay.map(|(id, m)| (*id, m.url.clone())).collect();
+                let change = election.cluster.remove(node);
+                election.change_voters(goal, change).await
+            });
+            let removed = removing.await.map_err(|e| failed("remove")(e.into()))?;
+            removed.map_err(|error| match error.downcast::<consensus::Error>() {
+                Ok(error) => raft_error(error),
+                Err(error) => NodeError::Conflict {
+                    what: format!("{error:#}"),
+                    remedy: "see `litefs status`, and try again".to_owned(),
+                },
+            })?;
             tracing::info!(node = show_id(node), "a node was removed");
             Ok(())
         })

@@ -90,6 +90,7 @@ impl Elected {
                 unfenced: AtomicBool::new(false),
                 outsider: AtomicBool::new(false),
                 handing_over: tokio::sync::Mutex::new(()),
+                changing_voters: tokio::sync::Mutex::new(()),
                 last_failure: Mutex::new(None),
                 trying: Mutex::new(None),
                 doubtful: Mutex::default(),

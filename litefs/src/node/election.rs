@@ -24,17 +24,19 @@ use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::decide::takeover::{Arrival, Report, Round, Standing, Wanted, arrived};
+use super::decide::{epochs, members};
 use super::lender::Borrowing;
 use super::peers::Peers;
 use super::ports::Ports;
 use super::quorum::Quorum;
 use super::roles::Roles;
-use super::takeover::{self, Report, Wanted};
 use super::waits::Measured;
 use crate::db::{Db, DbError};
 use crate::http::cluster::{FenceReply, FenceRequest, Peer, show_id};
 use crate::http::cluster::{Standing as StandingText, parse_id};
 use crate::http::{HttpDial, MetricKind, MetricsText};
+use crate::ltx::{Pos, Txid};
 use crate::replication::receive::{ReceiveConfig, Receiver};
 use crate::replication::replicas::Replicas;
 use crate::replication::{DbName, Sink};
@@ -53,6 +55,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long programs have to end their transactions for a handoff.
 const HANDOFF_PATIENCE: Duration = Duration::from_secs(1);
+/// How long voters to be may take to have what is committed.
+const LEVEL: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(1);
 
 /// This node's part in elections.
@@ -74,11 +78,12 @@ pub(super) struct Election {
     /// Raft says nothing to this node any more: it was removed, and follows without a vote.
     pub(super) outsider: AtomicBool,
     pub(super) handing_over: tokio::sync::Mutex<()>,
+    pub(super) changing_voters: tokio::sync::Mutex<()>,
     pub(super) last_failure: Mutex<Option<String>>,
     /// Since when it tries to open writes, and in which tenure.
     pub(super) trying: Mutex<Option<(u64, Instant)>>,
     /// Databases with a commit in doubt, and where that leaves them.
-    pub(super) doubtful: Mutex<Vec<(Arc<Db>, crate::ltx::Pos)>>,
+    pub(super) doubtful: Mutex<Vec<(Arc<Db>, Pos)>>,
 }
 
 impl Election {
@@ -93,10 +98,17 @@ impl Election {
 
     /// Returns the lease under which this node may take writes.
     pub(super) fn lease(&self) -> Option<Lease> {
-        self.cluster.lease().filter(|lease| {
-            self.given_up.load(Ordering::Acquire) < lease.epoch
-                && *self.ports.seen_epoch.read() <= lease.epoch
-        })
+        let lease = self.cluster.lease()?;
+        let seen = *self.ports.seen_epoch.read();
+        let given_up = self.given_up.load(Ordering::Acquire);
+        epochs::tenure(Some(lease.epoch), given_up, seen).map(|_| lease)
+    }
+
+    /// Returns the epoch in which this node may take writes, for who knows the highest epoch seen: a thread that holds that
+    /// lock would wait for itself, behind one that waits to raise it.
+    fn tenure(&self, seen: u64) -> Option<u64> {
+        let lease = self.cluster.lease().map(|lease| lease.epoch);
+        epochs::tenure(lease, self.given_up.load(Ordering::Acquire), seen)
     }
 
     /// Adds what is to be watched of elections and commits that wait. Blocks for a moment.
@@ -201,9 +213,10 @@ impl Election {
             if self.lease().is_none() || !self.quorum.has_by_now(db, *pos) {
                 return true;
             }
-            match db.promote() {
-                Ok(()) => {
-                    self.roles.watcher.written_at(&db.paths().relative);
+            let tenure = || self.lease().map(|lease| lease.epoch);
+            match self.roles.reopen(epoch, tenure, [db]) {
+                Ok(false) => true,
+                Ok(true) => {
                     tracing::warn!(db = %db.name(), %pos, "the commit that was in doubt took place");
                     false
                 }
@@ -283,14 +296,32 @@ impl Election {
                 };
                 if since.elapsed() > TAKEOVER_PATIENCE && view.voters.len() > 1 {
                     tracing::error!(epoch, "another node may do better: giving the role up");
-                    self.given_up.fetch_max(epoch, Ordering::AcqRel);
-                    if let Err(error) = self.cluster.step_down().await {
+                    if let Err(error) = self.give_up(epoch, self.cluster.step_down()).await {
                         tracing::warn!(error = crate::store::chain(&error), "give the role up");
                     }
                 }
                 tokio::time::sleep(RETRY).await;
             }
         }
+    }
+
+    /// Gives the lead away, and the role with it unless that does not even begin.
+    async fn give_up(
+        &self,
+        epoch: u64,
+        transfer: impl Future<Output = Result<(), consensus::Error>>,
+    ) -> Result<(), consensus::Error> {
+        let before = self.given_up.fetch_max(epoch, Ordering::AcqRel);
+        let result = transfer.await;
+        let is_begun = matches!(
+            result,
+            Ok(()) | Err(consensus::Error::TransferFailed { .. })
+        );
+        if !is_begun {
+            // Raft leads on, and nobody else would act.
+            self.given_up.store(before, Ordering::Release);
+        }
+        result
     }
 
     fn say_once(&self, epoch: u64, error: String) {
@@ -304,8 +335,7 @@ impl Election {
     async fn try_take_over(self: &Arc<Self>, epoch: u64, view: &View) -> anyhow::Result<bool> {
         let this = self.clone();
         let own = tokio::task::spawn_blocking(move || this.fence_here(epoch)).await??;
-        let reports = self.fence_quorum(epoch, view).await?;
-        let wanted = takeover::plan(&own, &reports);
+        let wanted = self.fence_quorum(epoch, view, own).await?.plan();
         for w in &wanted {
             let db = self.ports.store.get(w.db.as_str());
             anyhow::ensure!(
@@ -321,15 +351,23 @@ impl Election {
             return Ok(false);
         }
         let this = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let may = || this.lease().is_some_and(|lease| lease.epoch == epoch);
-            this.roles.promote(epoch, may)
-        })
-        .await?
+        tokio::task::spawn_blocking(move || this.roles.promote(epoch, |seen| this.tenure(seen)))
+            .await?
     }
 
     /// Ends older tenures here, and says what this node has. Blocks.
+    ///
+    /// Asked again in the same tenure, it says what is on disk: who changes the voters goes by that.
     pub(super) fn fence_here(&self, epoch: u64) -> anyhow::Result<Report> {
+        if *self.ports.seen_epoch.read() == epoch {
+            let report = self.report();
+            for db in self.ports.store.all() {
+                db.sync_log()?;
+            }
+            if !self.ports.node.is_primary() || self.is_primary_in(epoch) {
+                return Ok(report);
+            }
+        }
         self.ports.observe_epoch(epoch)?;
         let node = &self.ports.node;
         if node.is_primary() && node.epoch.load(Ordering::Acquire) < epoch {
@@ -341,7 +379,7 @@ impl Election {
 
     fn report(&self) -> Report {
         let databases = self.ports.store.all().into_iter().filter_map(|db| {
-            let standing = takeover::Standing {
+            let standing = Standing {
                 pos: db.pos(),
                 epoch: db.log().end().map_or(0, |end| end.epoch),
             };
@@ -354,6 +392,65 @@ impl Election {
         }
     }
 
+    /// Changes who votes, to `goal` (ids and addresses): once a majority of those has what was committed so far, while later
+    /// commits wait for them too (INV-QUORUM-4).
+    ///
+    /// # Errors
+    /// Says who is not level; or those of the change.
+    pub(super) async fn change_voters(
+        &self,
+        goal: BTreeMap<NodeId, String>,
+        change: impl Future<Output = Result<(), consensus::Error>>,
+    ) -> anyhow::Result<()> {
+        let _one = self.changing_voters.lock().await;
+        let ids: BTreeSet<NodeId> = goal.keys().copied().collect();
+        let epoch = self.ports.node.epoch.load(Ordering::Acquire);
+        self.quorum.expect_voters(Some(ids.clone()));
+        let changed = async {
+            self.until_level(epoch, &goal).await?;
+            change.await.context("change the voters")
+        };
+        let changed = changed.await;
+        // What commits go by may hear of it a little later.
+        let mut views = self.cluster.watch();
+        let known = views.wait_for(|view| view.voter_sets == [ids.clone()]);
+        let _ = tokio::time::timeout(LEVEL, known).await;
+        self.quorum.expect_voters(None);
+        changed
+    }
+
+    /// Waits until a majority of these nodes has on disk what this node has now.
+    async fn until_level(&self, epoch: u64, goal: &BTreeMap<NodeId, String>) -> anyhow::Result<()> {
+        let floor: BTreeMap<DbName, Txid> = self
+            .ports
+            .positions()
+            .into_iter()
+            .map(|(db, pos)| (db, pos.txid))
+            .collect();
+        let request = self.request(epoch);
+        let deadline = Instant::now() + LEVEL;
+        loop {
+            anyhow::ensure!(self.is_primary_in(epoch), "the tenure ended");
+            // This node counts: what was committed is on its disk.
+            let others = goal.iter().filter(|(id, _)| **id != self.node_id());
+            let asked = others.map(|(id, url)| async {
+                let reply = self.peers.fence(url, &request, FENCE_PATIENCE).await?;
+                let report = read_reply(*id, &reply)?;
+                anyhow::Ok(members::is_level(&report, epoch, &floor))
+            });
+            let answers = futures_util::future::join_all(asked).await;
+            let level = answers.iter().filter(|a| matches!(a, Ok(true))).count();
+            if level + usize::from(goal.contains_key(&self.node_id())) > goal.len() / 2 {
+                return Ok(());
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "voters stay as they are: only {level} of the others there would be have on disk what is committed"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     fn request(&self, epoch: u64) -> FenceRequest {
         FenceRequest {
             cluster_id: Sink::cluster_id(&*self.ports).unwrap_or_default(),
@@ -363,7 +460,7 @@ impl Election {
     }
 
     /// Has a quorum of voters take nothing older any more, and hears what they have.
-    async fn fence_quorum(&self, epoch: u64, view: &View) -> anyhow::Result<Vec<Report>> {
+    async fn fence_quorum(&self, epoch: u64, view: &View, own: Report) -> anyhow::Result<Round> {
         let request = self.request(epoch);
         let others = view.voters.iter().filter(|(id, _)| **id != self.node_id());
         let mut asked: FuturesUnordered<_> = others
@@ -371,16 +468,15 @@ impl Election {
                 let (request, peers) = (&request, &self.peers);
                 async move {
                     let reply = peers.fence(&member.url, request, FENCE_PATIENCE).await;
-                    (*id, reply.and_then(|reply| read_reply(*id, &reply)))
+                    reply.and_then(|reply| read_reply(*id, &reply))
                 }
             })
             .collect();
-        let mut granted = BTreeSet::from([self.node_id()]);
-        let mut reports = Vec::new();
+        let mut round = Round::new(own);
         let mut failures = Vec::new();
         let mut stragglers_until = None;
         loop {
-            if stragglers_until.is_none() && view.is_quorum(&granted) {
+            if stragglers_until.is_none() && view.is_quorum(round.granted()) {
                 stragglers_until = Some(tokio::time::Instant::now() + STRAGGLERS);
             }
             let wait = async {
@@ -389,7 +485,7 @@ impl Election {
                     None => std::future::pending().await,
                 }
             };
-            let (id, reply) = tokio::select! {
+            let reply = tokio::select! {
                 next = asked.next() => match next {
                     Some(next) => next,
                     None => break,
@@ -397,26 +493,23 @@ impl Election {
                 () = wait => break,
             };
             match reply {
-                Ok(report) => {
-                    granted.insert(id);
-                    reports.push(report);
-                }
+                Ok(report) => round.heard(report),
                 Err(error) => failures.push(format!("{error:#}")),
             }
         }
         anyhow::ensure!(
-            view.is_quorum(&granted),
+            view.is_quorum(round.granted()),
             "{} of {} voters answered; {}",
-            granted.len(),
+            round.granted().len(),
             view.voters.len(),
             failures.join("; ")
         );
-        Ok(reports)
+        Ok(round)
     }
 
     /// Brings databases to where other nodes have them.
     async fn fetch(&self, epoch: u64, view: &View, wanted: Vec<Wanted>) -> anyhow::Result<()> {
-        let mut by_node: BTreeMap<NodeId, HashMap<DbName, crate::ltx::Pos>> = BTreeMap::new();
+        let mut by_node: BTreeMap<NodeId, HashMap<DbName, Pos>> = BTreeMap::new();
         for w in wanted {
             tracing::info!(db = %w.db, from = show_id(w.from), pos = %w.pos, epoch, "fetching what is newer there");
             by_node.entry(w.from).or_default().insert(w.db, w.pos);
@@ -435,13 +528,15 @@ impl Election {
         &self,
         epoch: u64,
         url: &str,
-        wanted: HashMap<DbName, crate::ltx::Pos>,
+        wanted: HashMap<DbName, Pos>,
     ) -> anyhow::Result<()> {
         let mut changes = self.ports.node.hub.subscribe();
         let sink = Arc::new(Borrowing {
             ports: self.ports.clone(),
             wanted: wanted.clone(),
+            is_all: watch::Sender::new(false),
         });
+        let mut is_all = sink.is_all.subscribe();
         let config = ReceiveConfig {
             hostname: self.me.hostname.clone(),
             ..ReceiveConfig::default()
@@ -451,12 +546,15 @@ impl Election {
             ..HttpDial::default()
         };
         let receiver = Receiver::new(sink, Arc::new(dial), config);
-        let is_level = || {
-            wanted.iter().all(|(name, pos)| {
-                let db = self.ports.store.get(name.as_str());
-                db.is_some_and(|db| db.pos() == *pos)
-            })
+        let pos_of = |name: &DbName| {
+            let db = self.ports.store.get(name.as_str());
+            db.map_or(Pos::ZERO, |db| db.pos())
         };
+        let all_are = |arrival: Arrival, is_all: bool| {
+            let mut all = wanted.iter();
+            all.all(|(name, pos)| arrived(pos_of(name), *pos, is_all) == arrival)
+        };
+        let is_level = || all_are(Arrival::There, false);
         let level = async {
             while !is_level() {
                 let lease = self.lease().filter(|lease| lease.epoch == epoch);
@@ -464,7 +562,13 @@ impl Election {
                     lease.is_some(),
                     "the lease ended while databases were fetched"
                 );
+                let is_over = *is_all.borrow_and_update();
+                anyhow::ensure!(
+                    !is_over || all_are(Arrival::There, true),
+                    "{url} does not have any more what it said it has"
+                );
                 tokio::select! {
+                    _ = is_all.changed() => {}
                     _ = changes.recv() => {}
                     () = tokio::time::sleep(LOOK) => {}
                 }
@@ -509,12 +613,8 @@ impl Election {
         loop {
             let epoch = node.epoch.load(Ordering::Acquire);
             let is_over = || {
-                node.is_primary()
-                    && self
-                        .cluster
-                        .lease()
-                        .is_none_or(|lease| lease.epoch != epoch)
-                    || *self.ports.seen_epoch.read() > epoch && node.is_primary()
+                let lease = self.cluster.lease().map(|lease| lease.epoch);
+                node.is_primary() && epochs::is_over(epoch, lease, *self.ports.seen_epoch.read())
             };
             if is_over() || self.unfenced.load(Ordering::Acquire) && !node.is_primary() {
                 let left = self.roles.demote(Duration::from_millis(100));
@@ -571,11 +671,12 @@ impl Election {
             .clone();
         let began = Instant::now();
         node.is_draining.store(true, Ordering::Release);
-        let drained = self.drain(to).await;
+        let drained = self.drain(epoch, to).await;
         let handed = match drained {
             Ok(()) => {
-                self.given_up.fetch_max(epoch, Ordering::AcqRel);
-                self.cluster.transfer(to).await.context("transfer the lead")
+                let transfer = self.cluster.transfer(to);
+                let transferred = self.give_up(epoch, transfer).await;
+                transferred.context("transfer the lead")
             }
             Err(error) => Err(error),
         };
@@ -600,14 +701,20 @@ impl Election {
 
     /// Programs write again in a tenure that was not given away after all.
     fn take_back(&self, epoch: u64) {
-        if self.given_up.load(Ordering::Acquire) < epoch
-            && self.lease().is_some_and(|l| l.epoch == epoch)
-        {
-            for db in self.ports.store.all() {
-                if let Err(error) = db.promote() {
+        let tenure = || self.lease().map(|lease| lease.epoch);
+        let mut goes_on = true;
+        for db in self.ports.store.all() {
+            match self.roles.reopen(epoch, tenure, [&db]) {
+                Ok(is_open) => goes_on &= is_open,
+                Err(error) => {
                     tracing::error!(db = %db.name(), error = crate::store::chain(&error), "database stays read-only");
                 }
             }
+        }
+        if !goes_on && self.is_primary_in(epoch) {
+            // Should the lease come back, this tenure begins anew, with all databases.
+            let left = self.roles.demote(Duration::ZERO);
+            self.unfenced.store(!left.is_empty(), Ordering::Release);
         }
     }
 
@@ -640,18 +747,19 @@ impl Election {
     }
 
     /// Ends writing here, and waits for the other node to have all.
-    async fn drain(self: &Arc<Self>, to: NodeId) -> anyhow::Result<()> {
+    async fn drain(self: &Arc<Self>, epoch: u64, to: NodeId) -> anyhow::Result<()> {
         let this = self.clone();
         let fenced = tokio::task::spawn_blocking(move || {
             let deadline = Instant::now() + HANDOFF_PATIENCE;
             for db in this.ports.store.all() {
-                db.fence(deadline.saturating_duration_since(Instant::now()))?;
+                // What another tenure opened meanwhile is not to be closed.
+                anyhow::ensure!(this.is_primary_in(epoch), "the tenure ended");
+                db.fence(deadline.saturating_duration_since(Instant::now()))
+                    .context("a program does not end its write transaction")?;
             }
-            Ok::<(), crate::db::DbError>(())
+            Ok(())
         });
-        fenced
-            .await?
-            .context("a program does not end its write transaction")?;
+        fenced.await??;
         let deadline = Instant::now() + DRAIN;
         for db in self.ports.store.all() {
             let pos = db.pos();
@@ -666,6 +774,7 @@ impl Election {
                 {
                     break;
                 }
+                anyhow::ensure!(self.is_primary_in(epoch), "the tenure ended");
                 anyhow::ensure!(
                     Instant::now() < deadline,
                     "{} does not come to {pos} on node {} within {DRAIN:?}",
@@ -688,7 +797,7 @@ fn read_reply(id: NodeId, reply: &FenceReply) -> anyhow::Result<Report> {
         show_id(id)
     );
     let databases = reply.databases.iter().map(|db| {
-        let standing = takeover::Standing {
+        let standing = Standing {
             pos: db.pos.parse()?,
             epoch: db.epoch,
         };

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::ports::Ports;
 use crate::ltx::{Pgno, Pos};
 use crate::replication::{
@@ -58,6 +60,8 @@ impl Source for Lent {
 pub(super) struct Borrowing {
     pub(super) ports: Arc<Ports>,
     pub(super) wanted: HashMap<DbName, Pos>,
+    /// Told once the winner has had all that the node has.
+    pub(super) is_all: watch::Sender<bool>,
 }
 
 impl Borrowing {
@@ -139,7 +143,11 @@ impl Sink for Borrowing {
         self.ports.applied(db)
     }
 
-    fn heartbeat(&self, _primary_ms: i64, _caught_up: bool) {}
+    fn heartbeat(&self, _primary_ms: i64, caught_up: bool) {
+        if caught_up {
+            self.is_all.send_replace(true);
+        }
+    }
 
     fn connected(&self, _primary: &PrimaryInfo) {}
 

@@ -7,7 +7,7 @@
 //! Who was removed knows it from the primary, which lists it no more: it follows as long as it runs, and asks to be taken
 //! in only once it is invited (`litefs cluster add`). A node joins no cluster but its own, whoever invites it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -300,10 +300,12 @@ impl Members {
                 replaces = replaces.map(show_id),
                 "taking a node in"
             );
-            self.election
-                .cluster
-                .add_voter(id, member, replaces)
-                .await?;
+            let stay = view.voters.iter().filter(|(id, _)| Some(**id) != replaces);
+            let mut goal: BTreeMap<NodeId, String> =
+                stay.map(|(id, m)| (*id, m.url.clone())).collect();
+            goal.insert(id, member.url.clone());
+            let change = self.election.cluster.add_voter(id, member, replaces);
+            self.election.change_voters(goal, change).await?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ mod api;
 mod backlog;
 mod cluster_api;
 mod data_dir;
+mod decide;
 mod elected;
 mod election;
 mod lender;
@@ -17,8 +18,9 @@ mod ports;
 mod quorum;
 mod resolve;
 mod roles;
+#[cfg(test)]
+mod sim;
 mod status;
-mod takeover;
 mod waits;
 
 use std::collections::{HashMap, HashSet};

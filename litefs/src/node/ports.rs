@@ -9,6 +9,8 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
 use super::data_dir::DataDir;
+use super::decide::epochs;
+use super::decide::history::{self, Lead};
 use crate::db::log::{Error as LogError, ReadAfter};
 use crate::db::paths::with_suffix;
 use crate::db::{Db, DbError, NodeContext, PageCopyReader, PageCopyWriter, record_from_log};
@@ -109,56 +111,59 @@ impl Ports {
 
     fn check_epoch(&self, sent: u64) -> Result<RwLockReadGuard<'_, u64>, SinkError> {
         let seen = self.seen_epoch.read();
-        if sent < *seen {
-            Err(SinkError::StaleEpoch { sent, seen: *seen })
-        } else {
-            Ok(seen)
+        match epochs::may_take(sent, *seen) {
+            true => Ok(seen),
+            false => Err(SinkError::StaleEpoch { sent, seen: *seen }),
         }
     }
 
-    /// Notes on disk that this node has all that the primary of a tenure began with.
+    /// Notes on disk that this node has all that the primary of a tenure began with, unless it has seen a newer one.
     ///
     /// # Errors
     /// Disk.
-    pub(super) fn accept_epoch(&self, epoch: u64) -> anyhow::Result<()> {
-        accept_epoch(&self.store, &self.data_dir, &self.accepted_epoch, epoch)
+    pub(super) fn accept_epoch(&self, epoch: u64) -> anyhow::Result<bool> {
+        for db in self.store.all() {
+            db.sync_log()?;
+        }
+        // Held until it is written: who is fenced says what it has accepted, and must not add to that.
+        let seen = self.seen_epoch.read();
+        if !epochs::may_accept(epoch, *seen) {
+            return Ok(false);
+        }
+        self.data_dir.set_accepted_epoch(epoch)?;
+        self.accepted_epoch.fetch_max(epoch, Ordering::AcqRel);
+        Ok(true)
     }
 
     /// Does so once, away from the stream, which waits for no disk.
     fn accept_soon(&self, epoch: u64) {
-        if self.accepted_epoch.load(Ordering::Acquire) >= epoch
-            || self.is_accepting.swap(true, Ordering::AcqRel)
-        {
+        let accepted = self.accepted_epoch.load(Ordering::Acquire);
+        if accepted == epoch {
+            // Before a restart, perhaps, and the primary has not heard of it.
+            self.tell_accepted(epoch);
+        }
+        if accepted >= epoch || self.is_accepting.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (store, data_dir) = (self.store.clone(), self.data_dir.clone());
-        let (accepted, is_accepting) = (self.accepted_epoch.clone(), self.is_accepting.clone());
-        let acceptance = self.acceptance.clone();
+        let this = self.this.clone();
         tokio::task::spawn_blocking(move || {
-            match accept_epoch(&store, &data_dir, &accepted, epoch) {
-                Ok(()) => drop(acceptance.send_replace(epoch)),
+            let Some(this) = this.upgrade() else { return };
+            match this.accept_epoch(epoch) {
+                Ok(true) => this.tell_accepted(epoch),
+                Ok(false) => {}
                 Err(error) => {
                     let error = format!("{error:#}");
                     tracing::warn!(epoch, error, "note that this node is level");
                 }
             }
-            is_accepting.store(false, Ordering::Release);
+            this.is_accepting.store(false, Ordering::Release);
         });
     }
-}
 
-fn accept_epoch(
-    store: &Store,
-    data_dir: &DataDir,
-    accepted: &AtomicU64,
-    epoch: u64,
-) -> anyhow::Result<()> {
-    for db in store.all() {
-        db.sync_log()?;
+    fn tell_accepted(&self, epoch: u64) {
+        self.acceptance
+            .send_if_modified(|told| std::mem::replace(told, epoch) != epoch);
     }
-    data_dir.set_accepted_epoch(epoch)?;
-    accepted.fetch_max(epoch, Ordering::AcqRel);
-    Ok(())
 }
 
 fn source_error(db: &DbName, error: DbError) -> SourceError {
@@ -234,14 +239,15 @@ impl Source for Ports {
         if end.txid.0 == 0 {
             return Ok(Fetch::Unknown);
         }
-        if after == end {
+        let lead = history::lead(after, end);
+        if lead == Lead::Level {
             return Ok(Fetch::UpToDate);
         }
         if db.published().page_count == 0 && db.pos() == end {
             return Ok(Fetch::Dropped { at: end });
         }
         let snapshot = |why: String| Ok(Fetch::NeedSnapshot { why });
-        if after.txid >= end.txid {
+        if lead == Lead::Copy {
             return snapshot(format!(
                 "replica is at {after}, which is not in the history that ends at {end}"
             ));
@@ -252,16 +258,23 @@ impl Source for Ports {
                 let Some(first) = records.first() else {
                     return Ok(Fetch::UpToDate);
                 };
-                if first.meta.min_txid.prev() == after.txid && first.meta.pre_apply_pos() != after {
+                if !history::joins(after, first.meta.pre_apply_pos()) {
                     return snapshot(format!(
                         "replica is at {after}, which is not in this history"
                     ));
                 }
+                // A compacted range does not say of which tenure it is; that of the last is known all the same.
+                let last = db.log().end().filter(|last| last.max_txid == end.txid);
                 let records = records
                     .into_iter()
-                    .map(|r| Record {
-                        meta: record_from_log(&r.meta),
-                        ltx: r.ltx,
+                    .map(|mut r| {
+                        if let Some(last) = last.filter(|last| last.max_txid == r.meta.max_txid) {
+                            r.meta.epoch = r.meta.epoch.max(last.epoch);
+                        }
+                        Record {
+                            meta: record_from_log(&r.meta),
+                            ltx: r.ltx,
+                        }
                     })
                     .collect();
                 Ok(Fetch::Records(records))
@@ -378,7 +391,7 @@ impl Sink for Ports {
             return Ok(());
         }
         let mut seen = self.seen_epoch.write();
-        if epoch < *seen {
+        if !epochs::may_take(epoch, *seen) {
             return Err(SinkError::StaleEpoch {
                 sent: epoch,
                 seen: *seen,
@@ -488,10 +501,16 @@ impl Sink for Ports {
     }
 
     fn applied(&self, name: &DbName) -> Applied {
-        self.store
-            .get(name.as_str())
-            .map(|db| db.applied())
-            .unwrap_or_default()
+        let Some(db) = self.store.get(name.as_str()) else {
+            return Applied::default();
+        };
+        // A commit that waits may be among what is here, and nothing else may come that would be acknowledged.
+        if self.node.gate_of(name).is_some()
+            && let Err(error) = db.sync_applied()
+        {
+            tracing::warn!(db = %name, error = chain(&error), "not acknowledged as being on disk");
+        }
+        db.applied()
     }
 
     fn heartbeat(&self, primary_ms: i64, caught_up: bool) {

@@ -1,10 +1,11 @@
 //! Commits that return once a majority of the voters has them on disk, or all but so many (`backlog`).
 //!
 //! What holds:
-//! - INV-QUORUM-1: an acknowledgement counts only if it was given in the primary's own tenure, for bytes on disk, by a voter
-//!   that had all this tenure began with (INV-TAKEOVER-1 rests on it);
+//! - INV-QUORUM-1: which acknowledgements count (`decide::acks`);
 //! - INV-QUORUM-2: this node counts as one once its own log is on disk;
-//! - INV-QUORUM-3: as long as a node does not know the cluster's settings, commits wait.
+//! - INV-QUORUM-3: as long as a node does not know the cluster's settings, commits wait;
+//! - INV-QUORUM-4: while voters change, a commit is on a majority of the present ones and of those to come, and what was
+//!   committed before is too before the change begins (`members`): the new ones may be the only ones asked later.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use super::backlog::Backlog;
+use super::decide::acks::Acks;
+use super::decide::epochs;
 use crate::db::{CommitGate, Db, NodeContext};
 use crate::ltx::{Pos, Txid};
 use crate::replication::replicas::AckListener;
@@ -26,28 +29,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a commit that waits looks whether this node is still the primary.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Who has what.
+/// Who has what, and what no majority has yet.
 #[derive(Debug, Default)]
-struct Acks {
-    /// Tenure of which the rest is.
+struct Known {
+    acks: Acks,
+    /// Tenure of the backlogs.
     epoch: u64,
-    /// Voters that had all that this tenure began with.
-    accepted: BTreeSet<NodeId>,
-    durable: HashMap<DbName, HashMap<NodeId, Txid>>,
-    /// What no majority has yet, of databases with a bound.
+    /// Of databases with a bound.
     backlogs: HashMap<DbName, Backlog>,
-}
-
-impl Acks {
-    fn of(&mut self, epoch: u64) -> Option<&mut Acks> {
-        if epoch > self.epoch {
-            *self = Acks {
-                epoch,
-                ..Acks::default()
-            };
-        }
-        (epoch == self.epoch).then_some(self)
-    }
 }
 
 /// Makes commits wait for a majority.
@@ -55,10 +44,12 @@ pub(super) struct Quorum {
     node: Arc<NodeContext>,
     cluster: Cluster,
     view: watch::Receiver<View>,
-    acks: Mutex<Acks>,
+    known: Mutex<Known>,
     changed: Condvar,
     /// The cluster's settings have been known once.
     knows_settings: AtomicBool,
+    /// Voters there will be, while they change.
+    coming: Mutex<Option<BTreeSet<NodeId>>>,
 }
 
 impl Quorum {
@@ -67,45 +58,62 @@ impl Quorum {
             node,
             view: cluster.watch(),
             cluster,
-            acks: Mutex::default(),
+            known: Mutex::default(),
             changed: Condvar::new(),
             knows_settings: AtomicBool::new(false),
+            coming: Mutex::default(),
         })
+    }
+
+    /// Has commits wait for a majority of these voters too (INV-QUORUM-4).
+    pub(super) fn expect_voters(&self, voters: Option<BTreeSet<NodeId>>) {
+        *self.coming.lock() = voters;
     }
 
     /// Learns that a node has all that a tenure began with.
     pub(super) fn accepted(&self, node: NodeId, epoch: u64) {
-        if let Some(acks) = self.acks.lock().of(epoch) {
-            acks.accepted.insert(node);
-        }
+        self.known.lock().acks.accepted(node, epoch);
         self.changed.notify_all();
     }
 
-    /// Returns whether a majority has a position; `here` whether this node is one of those.
-    fn has(&self, acks: &Acks, db: &DbName, pos: Pos, here: bool) -> bool {
-        let mut nodes: BTreeSet<NodeId> = acks
-            .durable
-            .get(db)
-            .into_iter()
-            .flatten()
-            .filter(|(node, txid)| **txid >= pos.txid && acks.accepted.contains(node))
-            .map(|(node, _)| *node)
-            .collect();
-        if here {
-            nodes.insert(self.node.node_id);
-        }
-        self.view.borrow().is_quorum(&nodes)
+    /// Returns whether a majority has a transaction of a history that ends at `pos`; `here` whether this node is one of those.
+    fn has(
+        &self,
+        acks: &mut Acks,
+        epoch: u64,
+        db: &DbName,
+        pos: Pos,
+        txid: Txid,
+        here: bool,
+    ) -> bool {
+        let here = here.then_some(self.node.node_id);
+        let holders = acks.holders(epoch, db, pos, txid, here);
+        let coming = self.coming.lock();
+        let of_coming = coming
+            .as_ref()
+            .map(|voters| holders.intersection(voters).count());
+        let is_enough = of_coming.is_none_or(|n| n > coming.as_ref().map_or(0, BTreeSet::len) / 2);
+        is_enough && self.view.borrow().is_quorum(&holders)
     }
 
     /// Returns whether what a majority lacks, with a commit at `pos`, is within a bound: milliseconds, and transactions.
-    fn is_within(&self, acks: &mut Acks, db: &DbName, pos: Pos, bound: (u64, u64)) -> bool {
+    fn is_within(
+        &self,
+        known: &mut Known,
+        epoch: u64,
+        db: &DbName,
+        pos: Pos,
+        bound: (u64, u64),
+    ) -> bool {
         let now = Instant::now();
-        let mut backlog = acks.backlogs.remove(db).unwrap_or_default();
+        if known.epoch != epoch {
+            known.epoch = epoch;
+            known.backlogs.clear();
+        }
+        let backlog = known.backlogs.entry(db.clone()).or_default();
         backlog.add(pos.txid, now);
-        backlog.settle(|txid| self.has(acks, db, Pos { txid, ..pos }, true));
-        let is_within = backlog.is_within(bound.0, bound.1, now);
-        acks.backlogs.insert(db.clone(), backlog);
-        is_within
+        backlog.settle(|txid| self.has(&mut known.acks, epoch, db, pos, txid, true));
+        backlog.is_within(bound.0, bound.1, now)
     }
 
     fn is_synced(&self, db: &Db) -> bool {
@@ -120,22 +128,16 @@ impl Quorum {
     pub(super) fn has_by_now(&self, db: &Db, pos: Pos) -> bool {
         let epoch = self.node.epoch.load(Ordering::Acquire);
         let is_here = db.sync_log().is_ok();
-        let mut acks = self.acks.lock();
-        acks.of(epoch)
-            .is_some_and(|acks| self.has(acks, db.name(), pos, is_here))
+        let acks = &mut self.known.lock().acks;
+        self.has(acks, epoch, db.name(), pos, pos.txid, is_here)
     }
 }
 
 impl AckListener for Quorum {
     fn acked(&self, node_id: u64, epoch: u64, db: &DbName, applied: Applied) {
-        {
-            let mut acks = self.acks.lock();
-            let Some(acks) = acks.of(epoch) else {
-                return;
-            };
-            let of_db = acks.durable.entry(db.clone()).or_default();
-            of_db.insert(node_id, applied.durable.txid);
-        }
+        let mut known = self.known.lock();
+        known.acks.acked(node_id, epoch, db, applied.durable);
+        drop(known);
         self.changed.notify_all();
     }
 }
@@ -155,24 +157,28 @@ impl CommitGate for Quorum {
     fn wait(&self, db: &Db, pos: Pos) -> bool {
         let epoch = self.node.epoch.load(Ordering::Acquire);
         let deadline = Instant::now() + PATIENCE;
+        // After it was logged: if this node was fenced before, it has said what it has, without this.
+        let primary = self.node.is_primary().then_some(epoch);
+        if !epochs::may_commit(epoch, primary) {
+            return false;
+        }
         let bound = match self.view.borrow().state.durability_of(db.name().as_str()) {
-            Durability::Async => return true, // since a moment ago
+            Durability::Async if self.knows_settings.load(Ordering::Acquire) => return true, // since a moment ago
+            Durability::Async => None,
             Durability::Bounded { ms, transactions } => Some((ms, transactions)),
             Durability::Quorum => None,
         };
         // The others have it on its way already. A bound is about what they have.
         let here = bound.is_some() || self.is_synced(db);
-        let mut acks = self.acks.lock();
+        let mut known = self.known.lock();
         loop {
             // Never those of an older tenure of this node: they may be of a history that lost.
-            if let Some(acks) = acks.of(epoch) {
-                let may_return = match bound {
-                    None => self.has(acks, db.name(), pos, here),
-                    Some(bound) => self.is_within(acks, db.name(), pos, bound),
-                };
-                if may_return {
-                    return true;
-                }
+            let may_return = match bound {
+                None => self.has(&mut known.acks, epoch, db.name(), pos, pos.txid, here),
+                Some(bound) => self.is_within(&mut known, epoch, db.name(), pos, bound),
+            };
+            if may_return {
+                return true;
             }
             let holds = self
                 .cluster
@@ -181,31 +187,7 @@ impl CommitGate for Quorum {
             if !holds || Instant::now() >= deadline {
                 return false;
             }
-            self.changed.wait_for(&mut acks, LOOK);
+            self.changed.wait_for(&mut known, LOOK);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_acknowledged_in_another_tenure_does_not_count() {
-        let mut acks = Acks::default();
-        let db: DbName = "a.db".parse().unwrap();
-        let first = acks.of(3).unwrap();
-        first.accepted.insert(7);
-        first
-            .durable
-            .entry(db.clone())
-            .or_default()
-            .insert(7, Txid(100));
-        let later = acks.of(5).unwrap();
-        assert!(later.accepted.is_empty() && later.durable.is_empty());
-        assert!(
-            acks.of(3).is_none(),
-            "a late answer of a tenure that is over"
-        );
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 
 use super::data_dir::DataDir;
+use super::decide::epochs;
 use super::ports::Ports;
 use crate::db::{Db, DbError};
 use crate::store::chain;
@@ -25,11 +26,16 @@ pub(super) struct Roles {
 }
 
 impl Roles {
-    /// Opens the databases for writing, in tenure `epoch`, if `may` still says so at the last moment. Blocks on the disk.
+    /// Opens the databases for writing in an epoch, if `tenure`, which is told the highest epoch seen, still says at the last
+    /// moment that this is the node's. Blocks on the disk.
     ///
     /// # Errors
     /// Disk. Databases that cannot be opened stay a replica's, which is logged.
-    pub(super) fn promote(&self, epoch: u64, may: impl Fn() -> bool) -> anyhow::Result<bool> {
+    pub(super) fn promote(
+        &self,
+        epoch: u64,
+        tenure: impl Fn(u64) -> Option<u64>,
+    ) -> anyhow::Result<bool> {
         let _changing = self.changing.lock();
         let node = &self.ports.node;
         self.data_dir.set_was_primary(true)?;
@@ -41,7 +47,7 @@ impl Roles {
             self.data_dir.files_are_compared(true)?;
         }
         let seen = self.ports.seen_epoch.read();
-        if *seen != epoch || !may() {
+        if !epochs::may_open(epoch, *seen, tenure(*seen)) {
             drop(seen);
             self.say_replica()?;
             return Ok(false);
@@ -63,6 +69,32 @@ impl Roles {
         });
         self.ports.ready.send_replace(true);
         tracing::info!(epoch, "this node is the primary");
+        Ok(true)
+    }
+
+    /// Gives databases back to their writers, in a tenure that goes on: not if it ended meanwhile, and the databases were
+    /// taken from them for good. Returns whether it goes on.
+    ///
+    /// # Errors
+    /// What kept a database from being opened.
+    pub(super) fn reopen<'a>(
+        &self,
+        epoch: u64,
+        tenure: impl Fn() -> Option<u64>,
+        dbs: impl IntoIterator<Item = &'a Arc<Db>>,
+    ) -> Result<bool, DbError> {
+        let _changing = self.changing.lock();
+        let node = &self.ports.node;
+        let primary = node
+            .is_primary()
+            .then(|| node.epoch.load(Ordering::Acquire));
+        if !epochs::may_reopen(epoch, primary, tenure()) {
+            return Ok(false);
+        }
+        for db in dbs {
+            db.promote()?;
+            self.watcher.written_at(&db.paths().relative);
+        }
         Ok(true)
     }
 

@@ -3,58 +3,117 @@
 //! What holds:
 //! - INV-TAKEOVER-1: a node that accepted the newest tenure (had all that its primary began with, on disk) is right over
 //!   one that did not, whatever their TXIDs: commits that a quorum acknowledged in that tenure are on such nodes only;
-//! - INV-TAKEOVER-2: among those the most advanced copy wins, by the tenure of its last transaction, then its TXID;
+//! - INV-TAKEOVER-2: among those the most advanced copy wins, by the tenure of its last transaction, then its TXID. A copy of
+//!   pages is of the tenure that sent it, which had begun with no less; a compacted range that ends the sender's history, of
+//!   the tenure that the sender knows. So what a quorum acknowledged is never of a lower tenure on who has it than it was;
 //! - INV-TAKEOVER-3: a database that none of those knows stays as it is on the winner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::mutation::mutated;
 use crate::ltx::Pos;
 use crate::replication::DbName;
 
 /// Where a database is on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
-    pub(super) pos: Pos,
-    /// Tenure of its last transaction.
-    pub(super) epoch: u64,
+pub(crate) struct Standing {
+    pub(crate) pos: Pos,
+    /// Tenure of its last transaction, or a later one which had it when it began.
+    pub(crate) epoch: u64,
 }
 
 impl Standing {
     fn rank(&self) -> (u64, u64, u64) {
+        let epoch = if mutated!(TxidOnly) { 0 } else { self.epoch };
         // Two branches that are as long: any order does, as long as all nodes have the same.
         let checksum = self.pos.post_apply_checksum.get();
-        (self.epoch, self.pos.txid.0, checksum)
+        (epoch, self.pos.txid.0, checksum)
     }
 }
 
 /// What a node said when it was fenced.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Report {
-    pub(super) node: u64,
-    pub(super) accepted_epoch: u64,
-    pub(super) databases: BTreeMap<DbName, Standing>,
+pub(crate) struct Report {
+    pub(crate) node: u64,
+    pub(crate) accepted_epoch: u64,
+    pub(crate) databases: BTreeMap<DbName, Standing>,
 }
 
 /// A database to be fetched before writes are opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub(super) db: DbName,
-    pub(super) from: u64,
-    pub(super) pos: Pos,
+pub(crate) struct Wanted {
+    pub(crate) db: DbName,
+    pub(crate) from: u64,
+    pub(crate) pos: Pos,
+}
+
+/// One try of a winner to have a quorum take nothing older than its epoch (INV-ELECT-1).
+#[derive(Debug)]
+pub(crate) struct Round {
+    own: Report,
+    granted: BTreeSet<u64>,
+    reports: Vec<Report>,
+}
+
+impl Round {
+    /// Begins with what the winner itself has, which takes nothing older any more.
+    pub(crate) fn new(own: Report) -> Round {
+        Round {
+            granted: BTreeSet::from([own.node]),
+            own,
+            reports: Vec::new(),
+        }
+    }
+
+    /// Takes in what another node said when it was fenced.
+    pub(crate) fn heard(&mut self, report: Report) {
+        if self.granted.insert(report.node) {
+            self.reports.push(report);
+        }
+    }
+
+    /// Returns who takes nothing older.
+    pub(crate) fn granted(&self) -> &BTreeSet<u64> {
+        &self.granted
+    }
+
+    /// Returns what the winner has to fetch before it opens writes.
+    pub(crate) fn plan(&self) -> Vec<Wanted> {
+        plan(&self.own, &self.reports)
+    }
+}
+
+/// Whether a database that is being fetched is where it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    NotYet,
+    There,
+    /// The other node does not have it, or has gone on: it was not on disk when it said so, or a program went on writing.
+    Elsewhere,
+}
+
+/// Says how far the fetch of a database is that is at `have`; `is_all` if the other node has no more than that.
+pub(crate) fn arrived(have: Pos, wanted: Pos, is_all: bool) -> Arrival {
+    match () {
+        () if have == wanted => Arrival::There,
+        () if is_all && !mutated!(WaitsForever) => Arrival::Elsewhere,
+        () => Arrival::NotYet,
+    }
 }
 
 /// Returns what `own` has to fetch, and from whom.
-pub(super) fn plan(own: &Report, others: &[Report]) -> Vec<Wanted> {
+fn plan(own: &Report, others: &[Report]) -> Vec<Wanted> {
     let all = || others.iter().chain([own]);
     let newest = all().map(|r| r.accepted_epoch).max().unwrap_or(0);
     let mut best: BTreeMap<&DbName, (Standing, u64)> = BTreeMap::new();
-    for report in all().filter(|r| r.accepted_epoch == newest) {
+    let has_say = |r: &&Report| r.accepted_epoch == newest || mutated!(TxidOnly);
+    for report in all().filter(has_say) {
         for (db, standing) in &report.databases {
             let entry = best.entry(db).or_insert((*standing, report.node));
             // Ours first among equals: nothing to fetch.
             let is_better = standing.rank() > entry.0.rank()
                 || standing.rank() == entry.0.rank() && report.node == own.node;
-            if is_better {
+            if is_better && !mutated!(FirstReport) {
                 *entry = (*standing, report.node);
             }
         }

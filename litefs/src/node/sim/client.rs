@@ -1,0 +1,263 @@
+//! Programs that commit, and what they were told. As the hooks of `volume`, `db::held` and `quorum`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::mutants::{Mutant, is_on};
+use super::raft::is_quorum;
+use super::store::{Disk, Tx};
+use super::world::{Id, MS, Us, What, World};
+use crate::ltx::Pos;
+use crate::node::decide::epochs;
+use crate::replication::DbName;
+
+/// How long a program waits for a quorum.
+const PATIENCE: Us = 5_000 * MS;
+/// How often it looks whether its node is still the primary.
+const LOOK: Us = 20 * MS;
+
+/// A commit of which a program was told that it took place.
+#[derive(Debug, Clone)]
+pub(crate) struct Committed {
+    pub(crate) db: DbName,
+    pub(crate) id: u64,
+    pub(crate) node: Id,
+    /// In which tenure, for one of a quorum.
+    pub(crate) epoch: Option<u64>,
+}
+
+/// Writes were opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Opened {
+    pub(crate) node: Id,
+    pub(crate) epoch: u64,
+    pub(crate) dbs: BTreeMap<DbName, BTreeSet<u64>>,
+}
+
+/// What invariants are told of.
+#[derive(Debug, Clone)]
+pub(crate) enum News {
+    Committed(Committed),
+    Opened(Opened),
+    /// Another history took the place of one.
+    Replaced {
+        node: Id,
+        db: DbName,
+        before: Vec<Tx>,
+    },
+}
+
+/// A commit that waits for a quorum.
+#[derive(Debug)]
+struct Waiting {
+    node: Id,
+    db: DbName,
+    id: u64,
+    writer: u64,
+    pos: Pos,
+    epoch: u64,
+    is_here: bool,
+    until: Us,
+}
+
+/// All programs.
+#[derive(Debug, Default)]
+pub(crate) struct Client {
+    pub(crate) quorum_dbs: BTreeSet<DbName>,
+    pub(crate) committed: Vec<Committed>,
+    /// Lost with a disk, or with what was not synced.
+    pub(crate) excused: BTreeSet<u64>,
+    pub(crate) news: Vec<News>,
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+impl Client {
+    pub(crate) fn is_quorum(&self, db: &DbName) -> bool {
+        self.quorum_dbs.contains(db)
+    }
+
+    pub(crate) fn forget_node(&mut self, id: Id) {
+        self.waiting.retain(|_, w| w.node != id);
+    }
+
+    pub(crate) fn opened(&mut self, node: Id, epoch: u64, disk: &Disk) {
+        let ids = |log: &[Tx]| log.iter().map(|tx| tx.id).collect();
+        let dbs = disk.dbs.iter().map(|(db, c)| (db.clone(), ids(&c.log)));
+        let dbs = dbs.collect();
+        self.news.push(News::Opened(Opened { node, epoch, dbs }));
+    }
+
+    pub(crate) fn replaced(&mut self, node: Id, db: &DbName, before: Vec<Tx>) {
+        let db = db.clone();
+        self.news.push(News::Replaced { node, db, before });
+    }
+
+    fn commit(&mut self, committed: Committed) {
+        self.committed.push(committed.clone());
+        self.news.push(News::Committed(committed));
+    }
+}
+
+impl World {
+    /// A program begins a write transaction, if SQLite's lock lets it.
+    pub(crate) fn write(&mut self, id: Id, db: &DbName, lasts: Us) {
+        let node = self.node(id);
+        if !node.is_up || node.is_frozen {
+            return;
+        }
+        if !node.disk.dbs.contains_key(db) {
+            if node.is_paused || !node.process.is_primary || node.process.handoff.is_some() {
+                return;
+            }
+            node.disk.dbs.entry(db.clone()).or_default().is_primary = true;
+        }
+        let writer = self.no();
+        let copy = self.node(id).disk.dbs.get_mut(db).expect("a database");
+        if !copy.is_primary || copy.writer.is_some() {
+            return;
+        }
+        copy.writer = Some(writer);
+        let db = db.clone();
+        self.after(id, lasts..lasts + MS, What::WriteEnds { db, writer });
+    }
+
+    fn copy_of_writer(
+        &mut self,
+        id: Id,
+        db: &DbName,
+        writer: u64,
+    ) -> Option<&mut super::store::Copy> {
+        let copy = self.node(id).disk.dbs.get_mut(db)?;
+        (copy.writer == Some(writer)).then_some(copy)
+    }
+
+    pub(crate) fn write_ends(&mut self, id: Id, db: &DbName, writer: u64) {
+        let is_quorum = self.client.is_quorum(db);
+        let Some(copy) = self.copy_of_writer(id, db, writer) else {
+            return;
+        };
+        if is_quorum {
+            let db = db.clone();
+            self.after(id, 0..200, What::Held { db, writer });
+            return;
+        }
+        // The kernel writes it, and the daemon captures it later.
+        copy.writer = None;
+        copy.wal.push(writer);
+        let committed = Committed {
+            db: db.clone(),
+            id: writer,
+            node: id,
+            epoch: None,
+        };
+        self.client.commit(committed);
+        let db = db.clone();
+        self.after(id, 500..5 * MS, What::Capture { db });
+    }
+
+    pub(crate) fn capture(&mut self, id: Id, db: &DbName) {
+        let epoch = self.nodes[&id].process.epoch;
+        if let Some(copy) = self.node(id).disk.dbs.get_mut(db)
+            && copy.is_primary
+            && !copy.is_in_doubt
+        {
+            copy.capture(epoch);
+        }
+    }
+
+    /// The write that makes a commit valid has come to the daemon.
+    pub(crate) fn hold(&mut self, id: Id, db: &DbName, writer: u64) {
+        let epoch = self.nodes[&id].process.epoch;
+        let Some(copy) = self.copy_of_writer(id, db, writer) else {
+            return;
+        };
+        if copy.is_in_doubt || !copy.is_primary {
+            copy.writer = None;
+            return;
+        }
+        copy.append(writer, epoch);
+        let pos = copy.pos();
+        let process = &self.nodes[&id].process;
+        let primary = process.is_primary.then_some(process.epoch);
+        if !epochs::may_commit(epoch, primary) {
+            self.count("a commit comes after the fence");
+            self.doubt(id, db);
+            return;
+        }
+        let copy = self.node(id).disk.dbs.get_mut(db).expect("a database");
+        if !is_on(Mutant::OwnLogNotSynced) {
+            copy.sync();
+        }
+        let waiting = Waiting {
+            node: id,
+            db: db.clone(),
+            id: writer,
+            writer,
+            pos,
+            epoch,
+            is_here: true,
+            until: self.now + PATIENCE,
+        };
+        let no = self.no();
+        self.client.waiting.insert(no, waiting);
+        self.wait_for_others(id, no);
+    }
+
+    fn doubt(&mut self, id: Id, db: &DbName) {
+        self.count("a commit in doubt");
+        if let Some(copy) = self.node(id).disk.dbs.get_mut(db) {
+            copy.is_in_doubt = true;
+            copy.writer = None;
+        }
+        self.process(id).has_doubts = true;
+    }
+
+    pub(crate) fn wait_for_others(&mut self, id: Id, no: u64) {
+        let Some(w) = self.client.waiting.get(&no) else {
+            return;
+        };
+        let (db, pos, epoch, is_here) = (w.db.clone(), w.pos, w.epoch, w.is_here);
+        if self.majority_has(id, epoch, &db, pos, is_here) {
+            let w = self.client.waiting.remove(&no).expect("looked up before");
+            if let Some(copy) = self.copy_of_writer(id, &db, w.writer) {
+                copy.writer = None;
+            }
+            self.client.commit(Committed {
+                db,
+                id: w.id,
+                node: id,
+                epoch: Some(epoch),
+            });
+            return;
+        }
+        let until = self.client.waiting[&no].until;
+        if self.raft_lease(id) != Some(epoch) || self.now >= until {
+            self.client.waiting.remove(&no);
+            self.doubt(id, &db);
+            return;
+        }
+        // Acknowledgements wake it too.
+        self.after(id, 500..LOOK / 4, What::Waits { no });
+    }
+
+    pub(crate) fn majority_has(
+        &mut self,
+        id: Id,
+        epoch: u64,
+        db: &DbName,
+        pos: Pos,
+        is_here: bool,
+    ) -> bool {
+        let here = is_here.then_some(id);
+        let holders = self
+            .process(id)
+            .acks
+            .holders(epoch, db, pos, pos.txid, here);
+        let mut sets = self.nodes[&id].raft.sets();
+        if let Some(change) = &self.nodes[&id].process.change
+            && !is_on(Mutant::NoBarrier)
+        {
+            sets.push(change.goal.clone());
+        }
+        is_quorum(&sets, &holders)
+    }
+}
