@@ -457,11 +457,8 @@ impl World {
                 sync,
             } => self.take_records(id, no, db, epoch, after, &txs, label, sync),
             Frame::Pages { db, epoch, log } => self.take_pages(id, no, &db, epoch, log),
-            Frame::Unknown => {
-                if is_follower {
-                    self.process(id).has_own = true;
-                }
-            }
+            Frame::Unknown if is_follower => self.process(id).has_own = true,
+            Frame::Unknown => {}
             Frame::Mark { naks } => {
                 if naks != self.conns[&no].naks_sent {
                     return;

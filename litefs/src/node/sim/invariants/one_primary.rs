@@ -28,10 +28,11 @@ impl Invariant for OnePrimary {
         for (id, node) in world.nodes.iter().filter(|(_, node)| node.is_up) {
             let process = &node.process;
             // What goes on when a lease ends, a guard ends; it may be some milliseconds late, a stopped one more.
-            if process.is_primary && world.tenure(*id) == Some(process.epoch) {
-                if let Some(other) = primary.replace(*id) {
-                    return Err(format!("{other} and {id} have writes open"));
-                }
+            if process.is_primary
+                && world.tenure(*id) == Some(process.epoch)
+                && let Some(other) = primary.replace(*id)
+            {
+                return Err(format!("{other} and {id} have writes open"));
             }
             let is_settled = process.demotions.is_empty() && !process.unfenced;
             if !process.is_primary
