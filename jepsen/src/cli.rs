@@ -99,7 +99,10 @@ fn go(cli: Cli) -> anyhow::Result<bool> {
     match &cli.command {
         Command::Client(args) => client::run(args),
         Command::Content { path } => {
-            let db = match path.components().any(|c| c.as_os_str() == "quarantine") {
+            let db = match path
+                .components()
+                .any(|c| c.as_os_str() == "quarantine" || c.as_os_str() == "lost")
+            {
                 // Nothing is to appear beside it.
                 true => Connection::open_with_flags(
                     format!("file:{}?immutable=1", path.display()),

@@ -249,12 +249,12 @@ fn rows_kept_apart(cluster: &Cluster, db: &str) -> Result<BTreeSet<i64>> {
             if name.lines().next() != Some(db) {
                 continue;
             }
-            let Ok(kept) = fs::read_dir(dir.join("quarantine")) else {
-                continue;
-            };
-            for file in kept {
-                let path = file?.path();
-                if path.extension().is_some_and(|e| e == "db") {
+            // Whole databases: those of entries, and those that a start moved away.
+            let entries = files_of(&dir.join("lost"))?;
+            let whole = entries.into_iter().map(|entry| entry.join("database.db"));
+            let moved = files_of(&dir.join("quarantine"))?;
+            for path in whole.chain(moved) {
+                if path.exists() && path.extension().is_some_and(|e| e == "db") {
                     // One that cannot be read accounts for nothing.
                     match cluster.content(&path) {
                         Ok(content) => rows.extend(content.ids),
@@ -265,6 +265,15 @@ fn rows_kept_apart(cluster: &Cluster, db: &str) -> Result<BTreeSet<i64>> {
         }
     }
     Ok(rows)
+}
+
+/// Returns what is in a directory; nothing if there is none.
+fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("read {}", dir.display())),
+    }
 }
 
 fn longest_gap(evidence: &Evidence) -> Duration {
