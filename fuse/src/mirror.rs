@@ -424,7 +424,8 @@ impl<V: Volume> Shared<V> {
             offset,
             data,
         };
-        self.with_before(&op, caller, || {
+        self.volume.before(&op, caller)?;
+        let write = || {
             let mut done = 0;
             while done < data.len() {
                 match file.write_at(&data[done..], offset + done as u64) {
@@ -434,14 +435,22 @@ impl<V: Volume> Shared<V> {
                     Err(e) => return Err(os(&e)),
                 }
             }
-            Ok(u32::try_from(done).unwrap_or(u32::MAX))
-        })
+            Ok(done)
+        };
+        let written = write();
+        let is_whole = written.as_ref().is_ok_and(|n| *n == data.len());
+        if let Some(errno) = (!is_whole).then(|| self.volume.failed(&op)).flatten() {
+            return Err(errno);
+        }
+        let written = written?;
+        self.volume.after(&op, caller);
+        Ok(u32::try_from(written).unwrap_or(u32::MAX))
     }
 
     fn with_before<T>(&self, op: &Op<'_>, caller: Caller, act: impl FnOnce() -> Res<T>) -> Res<T> {
         // Only a truncation can be done by the volume; see `set_attributes`.
         self.volume.before(op, caller)?;
-        let result = act()?;
+        let result = act().map_err(|e| self.volume.failed(op).unwrap_or(e))?;
         self.volume.after(op, caller);
         Ok(result)
     }
@@ -541,7 +550,8 @@ impl<V: Volume> Shared<V> {
                     _ => Arc::new(self.open_backing_file(&path, libc::O_WRONLY, 0)?),
                 };
                 // SAFETY: the descriptor is open.
-                check(unsafe { libc::ftruncate(file.as_raw_fd(), size) })?;
+                let cut = check(unsafe { libc::ftruncate(file.as_raw_fd(), size) });
+                cut.map_err(|e| self.volume.failed(&op).unwrap_or(e))?;
             }
             self.volume.after(&op, caller);
         }

@@ -176,6 +176,11 @@ pub trait Volume: Send + Sync + 'static {
     /// Whatever errno the caller is to see; the operation does not happen.
     fn before(&self, op: &Op<'_>, caller: Caller) -> Result<Flow, Errno>;
 
+    /// Learns that what `before` allowed was not done, or not all of it. Returns what the caller is to see instead of why.
+    fn failed(&self, _op: &Op<'_>) -> Option<Errno> {
+        None
+    }
+
     /// Learns that the kernel refuses passthrough for some file of the backing directory.
     fn passthrough_refused(&self) {}
 

@@ -9,6 +9,7 @@
 //!
 //! INV-HELD-1: what is in doubt is logged and not in the files; nothing is captured meanwhile, and the database changes
 //! hands with it: [`fence`](Db::fence) brings it into the WAL. Whether it stays is for the cluster to say.
+//! INV-HELD-2: a commit that others have and whose write fails here (a full disk) is in doubt too: SQLite rolls it back.
 
 use std::fs::File;
 
@@ -174,6 +175,17 @@ impl Db {
         inner.unseen = None;
         let has_doubts = &self.node.has_doubts;
         has_doubts.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Notes that a commit is logged, and about to be written by its program. `before` is where the database was before it.
+    pub fn hold_until_written(&self, before: Pos) {
+        *self.unwritten.lock() = Some(before);
+    }
+
+    /// Learns that what was about to be written is, or will not be. Returns where the database was before it, if that was a
+    /// commit.
+    pub fn written(&self) -> Option<Pos> {
+        self.unwritten.lock().take()
     }
 
     /// Returns whether a logged transaction waits for the cluster's word.

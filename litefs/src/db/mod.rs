@@ -280,6 +280,8 @@ pub struct Db {
     captured_bytes: AtomicU64,
     /// What they were when the log was last looked after.
     captured_at_upkeep: AtomicU64,
+    /// Where the database was before a commit that is logged and whose program is about to write it (INV-HELD-2).
+    unwritten: Mutex<Option<Pos>>,
     /// What of the log is known to survive power loss.
     durable: Mutex<Pos>,
     pins: Mutex<Vec<(u64, crate::ltx::Txid)>>,

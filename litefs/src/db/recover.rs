@@ -189,6 +189,7 @@ impl Db {
             index_users: std::sync::atomic::AtomicU32::new(0),
             captured_bytes: std::sync::atomic::AtomicU64::new(0),
             captured_at_upkeep: std::sync::atomic::AtomicU64::new(0),
+            unwritten: Mutex::new(None),
             durable: Mutex::new(Pos::ZERO),
             pins: Mutex::new(Vec::new()),
             name,

@@ -205,12 +205,25 @@ impl LiteVolume {
         }
     }
 
+    /// Returns the database that an operation may have made a commit of.
+    fn held_at(&self, op: &Op<'_>) -> Option<Arc<Db>> {
+        let (Op::Write { path, .. } | Op::Truncate { path, .. } | Op::Unlink { path }) = op else {
+            return None;
+        };
+        match Role::of(path) {
+            Role::Wal(main) | Role::Journal(main) => self.owner(&main),
+            _ => None,
+        }
+    }
+
     fn wait_for_others(&self, db: &Db, before: crate::ltx::Pos) -> Result<(), Errno> {
         let Some(gate) = self.node.gate_of(db.name()) else {
             return Ok(());
         };
         let pos = db.pos();
         if gate.wait(db, pos) {
+            // Until the files have it too (INV-HELD-2).
+            db.hold_until_written(before);
             return Ok(());
         }
         db.leave_in_doubt(before);
@@ -696,6 +709,18 @@ impl fuse::Volume for LiteVolume {
             && !self.is_own(request.caller)
     }
 
+    fn failed(&self, op: &Op<'_>) -> Option<Errno> {
+        let db = self.held_at(op)?;
+        let before = db.written()?;
+        db.leave_in_doubt(before);
+        tracing::error!(
+            db = %db.name(),
+            "other nodes have this commit, and it cannot be written here: the program gets an I/O error, and the commit is brought into \
+             the file as soon as that can be done"
+        );
+        Some(Errno::EIO)
+    }
+
     fn may_wait(&self, path: &Path) -> bool {
         let (Role::Wal(main) | Role::Journal(main)) = Role::of(path) else {
             return false;
@@ -807,6 +832,9 @@ impl fuse::Volume for LiteVolume {
     }
 
     fn after(&self, op: &Op<'_>, _caller: Caller) {
+        if let Some(db) = self.held_at(op) {
+            db.written();
+        }
         if self.is_primary_for(op) {
             self.after_on_primary(op);
         }
