@@ -505,7 +505,9 @@ impl Sink for Ports {
             return Applied::default();
         };
         // A commit that waits may be among what is here, and nothing else may come that would be acknowledged.
-        if self.node.gate_of(name).is_some()
+        // Who has no vote is not waited for, and never hears of the settings.
+        if self.node.is_candidate
+            && self.node.gate_of(name).is_some()
             && let Err(error) = db.sync_applied()
         {
             tracing::warn!(db = %name, error = chain(&error), "not acknowledged as being on disk");
