@@ -153,11 +153,24 @@ impl Db {
         is_one_tenure && !self.node.was_primary.load(Ordering::Acquire)
     }
 
-    /// Refuses what others wrote while programs here may write.
+    /// Refuses what others wrote while programs here may write, or once it is closed.
     pub(super) fn check_is_replica(&self) -> Result<(), DbError> {
+        self.check_is_open()?;
         match self.is_primary() {
             true => Err(DbError::Locked {
                 what: "a program's write transaction has not ended: the database",
+                path: self.paths.main.clone(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses what comes after [`close_for_unmount`](Db::close_for_unmount); decided under the lock.
+    fn check_is_open(&self) -> Result<(), DbError> {
+        use std::sync::atomic::Ordering;
+        match self.is_closed.load(Ordering::Acquire) {
+            true => Err(DbError::Locked {
+                what: "this node is stopping: the database",
                 path: self.paths.main.clone(),
             }),
             false => Ok(()),
@@ -532,6 +545,7 @@ impl Db {
             self.gate.lock().handle_count += 1;
             return Ok(());
         }
+        self.check_is_open()?;
         if let Some(what) = &inner.trouble {
             // Half of a transaction is in the file.
             return Err(DbError::Corrupt {

@@ -271,6 +271,8 @@ pub struct Db {
     log: Log,
     /// Programs write here and we capture; otherwise we write, and they read.
     is_primary: AtomicBool,
+    /// Set once and for all, under `inner`, when the mount is about to go.
+    is_closed: AtomicBool,
     inner: Mutex<Inner>,
     published: Mutex<Published>,
     gate: Mutex<Gate>,
@@ -584,6 +586,8 @@ impl Db {
     pub fn close_for_unmount(&self) -> Result<(), DbError> {
         let is_in_use = self.handles_in_mount() > 0;
         let mut inner = self.lock();
+        // Who has it open reads on by the WAL's index: what came from now on would get past it, straight into the file.
+        self.is_closed.store(true, Ordering::Release);
         if let Some(mut wal) = inner.replica_wal.take() {
             let copied = wal.checkpoint(&self.paths);
             if is_in_use {

@@ -166,6 +166,7 @@ impl Db {
         let db = Db {
             log,
             is_primary: std::sync::atomic::AtomicBool::new(node.takes_writes()),
+            is_closed: std::sync::atomic::AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 page_size: None,
                 page_count: 0,

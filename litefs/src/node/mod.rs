@@ -293,6 +293,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
                 .await
         })
     };
+    let mut receiving = None;
     if !is_primary {
         let receiver = Receiver::new(
             ports.clone(),
@@ -306,7 +307,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
                 ..ReceiveConfig::default()
             },
         );
-        tokio::spawn(receiver.run(targets));
+        receiving = Some(tokio::spawn(receiver.run(targets)));
         if role == Role::Replica {
             target.send_replace(Some(config.lease.advertise_url.to_string()));
         }
@@ -347,6 +348,9 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     }
     if let Some(elected) = &elected {
         elected.shutdown().await;
+    }
+    if let Some(receiving) = receiving {
+        receiving.abort();
     }
     drop(stop_upkeep);
     let ended = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {

@@ -272,3 +272,43 @@ fn programs_never_find_the_bare_directory_while_a_daemon_is_replaced() {
     std::fs::remove_dir(dir.path().join("primary/mnt")).unwrap();
     std::fs::create_dir(dir.path().join("primary/mnt")).unwrap();
 }
+
+#[test]
+fn what_comes_while_a_replica_stops_is_not_written_past_the_wal_of_its_readers() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary(dir.path(), "");
+    let mut replica = Node::replica(dir.path(), "replica", &primary, "");
+    let db = create(&primary, "a.db", "wal");
+    let (goes_on, ended) = std::sync::mpsc::channel::<()>();
+    let writer = std::thread::spawn(move || {
+        while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            insert(&db).unwrap();
+        }
+    });
+    for _ in 0..4 {
+        wait_for("the copy", || replica.path("a.db").exists());
+        let reader = replica.open("a.db");
+        let before = rows(&reader);
+        wait_for("commits", || rows(&reader) > before + 50);
+        replica.stop();
+        let read: rusqlite::Result<i64> =
+            reader.query_row("SELECT count(*) FROM t", [], |r| r.get(0));
+        if let Err(error) = read {
+            assert_ne!(
+                error.sqlite_error_code(),
+                Some(rusqlite::ErrorCode::DatabaseCorrupt),
+                "{error}"
+            );
+        }
+        drop(reader);
+        replica.launch();
+        let log = replica.log();
+        assert!(!log.contains("written back"), "{log}");
+    }
+    drop(goes_on);
+    writer.join().unwrap();
+    assert_same(&primary, &replica, "a.db");
+}
