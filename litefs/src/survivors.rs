@@ -8,6 +8,8 @@
 //! 3. while such a program keeps a descriptor, it may not remove the companions of databases in the new mount: SQLite
 //!    does, when it closes, by the names that now stand for the new files.
 //!
+//! What they read is ended as well (`frozen`): they would go on seeing the past.
+//!
 //! | name | rule |
 //! |---|---|
 //! | INV-SURV-1 | no inode of a database is written through two mounts |
@@ -15,10 +17,12 @@
 //!
 //! Where files cannot be made immutable (not ext4, or no CAP_LINUX_IMMUTABLE) the node waits for the programs to end.
 
+mod frozen;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -356,11 +360,16 @@ pub fn cut_off(
             result?;
         }
         // Its mapping belongs to the old mount; the next opener makes another.
-        match fs::remove_file(with_suffix(&main, "-shm")) {
+        let shm = with_suffix(&main, "-shm");
+        let index = File::options().read(true).write(true).open(&shm);
+        match fs::remove_file(&shm) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(CutOffError::io("remove", &with_suffix(&main, "-shm"))(e));
+                return Err(CutOffError::io("remove", &shm)(e));
             }
             _ => {}
+        }
+        if let Ok(index) = index {
+            frozen::end_by_index(&index).map_err(CutOffError::io("write", &shm))?;
         }
         fs::remove_file(marker).map_err(CutOffError::io("remove", marker))?;
     }
@@ -397,7 +406,9 @@ fn stamp(file: &File) -> io::Result<(u64, i64, i64)> {
 fn replace_all(names: &[PathBuf], tmp: &Path, may_write: bool) -> Result<(), CutOffError> {
     let mut olds = Vec::new();
     for path in names {
-        let file = File::open(path).map_err(CutOffError::io("open", path))?;
+        let mut how = File::options();
+        how.read(true).write(main_of(path) == *path);
+        let file = how.open(path).map_err(CutOffError::io("open", path))?;
         if may_write {
             fence(&file, path)?;
         }
@@ -439,6 +450,37 @@ fn replace_all(names: &[PathBuf], tmp: &Path, may_write: bool) -> Result<(), Cut
         File::open(dir)
             .and_then(|d| d.sync_all())
             .map_err(CutOffError::io("sync directory", dir))?;
+    }
+    // Not before: after a power cut the name might stand for the old file.
+    for old in olds.iter().filter(|old| main_of(&old.path) == old.path) {
+        if let Some(copy) = copies.get(old.path.as_path()) {
+            end_reads(old, copy, may_write)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends the reading of a main file whose copy is in its place.
+fn end_reads(old: &Old, copy: &File, may_write: bool) -> Result<(), CutOffError> {
+    let io = |what| CutOffError::io(what, &old.path);
+    let mut magic = [0; frozen::MAGIC_LEN];
+    if copy.read_at(&mut magic, 0).map_err(io("read"))? < magic.len() {
+        return Ok(()); // not yet a database
+    }
+    if may_write {
+        set_immutable(&old.file, false).map_err(io("unlock"))?;
+    }
+    let ended = frozen::end_by_magic(&old.file);
+    if may_write {
+        fence(&old.file, &old.path)?;
+    }
+    ended.map_err(io("write"))?;
+    // Written in the moment in which it could be, as above.
+    if may_write && frozen::differ(&old.file, copy).map_err(io("read"))? {
+        copy_into(&old.file, copy).map_err(io("copy"))?;
+        copy.write_all_at(&magic, 0)
+            .and_then(|()| copy.sync_all())
+            .map_err(io("write"))?;
     }
     Ok(())
 }
@@ -485,7 +527,6 @@ fn copy_file(from: &File, to: &Path) -> io::Result<File> {
 
 /// Makes `to` what `from` is, durably: by sharing blocks where the file system can.
 fn copy_into(from: &File, to: &File) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
     if rustix::fs::ioctl_ficlone(to, from).is_err() {
         let len = from.metadata()?.len();
         to.set_len(len)?;

@@ -182,12 +182,23 @@ impl WalIndexHeader {
     /// Encodes one copy of the header, with version and checksum.
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER_LEN] {
+        self.encode_as(WAL_INDEX_VERSION)
+    }
+
+    /// Encodes one copy of a header that every SQLite refuses with `SQLITE_CANTOPEN`, and none takes for a damaged one, which
+    /// it would mend.
+    #[must_use]
+    pub fn encode_to_be_refused(&self) -> [u8; HEADER_LEN] {
+        self.encode_as(u32::MAX)
+    }
+
+    fn encode_as(&self, version: u32) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         let page_size = self.page_size.map_or(0, encode_page_size).to_ne_bytes();
         let mut put = |at: usize, word: u32| {
             bytes[at..at + 4].copy_from_slice(&word.to_ne_bytes());
         };
-        put(0, WAL_INDEX_VERSION);
+        put(0, version);
         put(8, self.change);
         put(16, self.mx_frame);
         put(20, self.n_page);

@@ -57,7 +57,7 @@ fn what_is_committed_without_a_daemon_is_kept_and_then_no_more_can_be() {
     let error = insert(&old).unwrap_err();
     assert_eq!(
         error.sqlite_error_code(),
-        Some(rusqlite::ErrorCode::SystemIoFailure),
+        Some(rusqlite::ErrorCode::CannotOpen),
         "{error}"
     );
     insert(&new).unwrap();
@@ -311,4 +311,54 @@ fn what_comes_while_a_replica_stops_is_not_written_past_the_wal_of_its_readers()
     drop(goes_on);
     writer.join().unwrap();
     assert_same(&primary, &replica, "a.db");
+}
+
+/// What a program would read on from files that are no longer those of the database is the past: it gets an error.
+#[test]
+fn who_outlived_the_daemon_reads_no_past() {
+    let dir = tempfile::tempdir().unwrap();
+    if cannot_mount() || !is_on_ext4(dir.path()) {
+        return;
+    }
+    for mode in ["wal", "delete", "truncate", "persist"] {
+        let sub = dir.path().join(mode);
+        let mut primary = Node::primary(&sub, "");
+        let mut replica = Node::replica(&sub, "replica", &primary, "");
+        let old = create(&primary, "a.db", mode);
+        assert_same(&primary, &replica, "a.db");
+        let old_reader = replica.open("a.db");
+        let in_transaction = primary.open("a.db");
+        in_transaction.execute_batch("BEGIN").unwrap();
+        for db in [&old, &old_reader, &in_transaction] {
+            assert_eq!(rows(db), 1, "{mode}");
+        }
+        for node in [&mut primary, &mut replica] {
+            node.kill();
+            node.launch();
+        }
+        let count = |db: &Connection| -> rusqlite::Result<i64> {
+            db.query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+        };
+        for db in [&old, &old_reader] {
+            let error = count(db).expect_err("it reads what was");
+            let code = error.sqlite_error_code();
+            let is_clear = [
+                rusqlite::ErrorCode::CannotOpen,
+                rusqlite::ErrorCode::NotADatabase,
+                rusqlite::ErrorCode::SystemIoFailure,
+            ];
+            assert!(
+                code.is_some_and(|c| is_clear.contains(&c)),
+                "{mode}: {error}"
+            );
+        }
+        assert_eq!(rows(&in_transaction), 1, "{mode}: its snapshot");
+        in_transaction.execute_batch("COMMIT").unwrap();
+        count(&in_transaction).expect_err("it reads what was");
+        drop((old, old_reader, in_transaction));
+        let new = primary.open("a.db");
+        insert(&new).unwrap();
+        assert_eq!(rows(&new), 2, "{mode}");
+        assert_same(&primary, &replica, "a.db");
+    }
 }
