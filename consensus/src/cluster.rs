@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -27,7 +28,7 @@ use crate::promise::Promise;
 use crate::raft::{MetricsReceiver, Raft, Snapshot, TypeConfig};
 use crate::state_machine::{Applied, StateMachine};
 use crate::storage::{Dir, Identity, LogStore};
-use crate::timing::{Timing, millis};
+use crate::timing::{Timing, is_within, millis};
 use crate::transport::Transport;
 use crate::view::View;
 use crate::wire::{self, Answer, Refusal, Rpc};
@@ -116,6 +117,7 @@ impl Cluster {
             transport: options.transport,
             identity: identity.clone(),
             members: members.clone(),
+            lease_ms: millis(options.timing.lease),
         };
         let snapshot = found.snapshot;
         let state_machine = StateMachine::new(dir.clone(), snapshot).map_err(|e| refused(&e))?;
@@ -388,6 +390,15 @@ impl Cluster {
             return Err(Refusal::WrongCluster {
                 ours,
                 theirs: request.cluster_id.clone(),
+            });
+        }
+        // INV-LEASE-1: what this node promises must outlast the lease of whom it follows or elects.
+        let promise = inner.timing.election_max;
+        if !is_within(Duration::from_millis(request.lease_ms), promise) {
+            return Err(Refusal::LeaseTooLong {
+                node_id,
+                promise_ms: millis(promise),
+                lease_ms: request.lease_ms,
             });
         }
         match &request.rpc {

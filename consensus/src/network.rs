@@ -29,6 +29,8 @@ pub(crate) struct Network {
     pub(crate) identity: Arc<RwLock<Identity>>,
     /// Where members are now, and which vote; openraft does not tell a connection that its peer has moved.
     pub(crate) members: Members,
+    /// How long a leader may act, milliseconds.
+    pub(crate) lease_ms: u64,
 }
 
 /// The way to one peer.
@@ -54,7 +56,13 @@ impl Peer {
     async fn call(&self, rpc: Rpc, option: RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
         let known = self.network.members.read().get(&self.to).cloned();
         let (member, is_voter) = known.unwrap_or_else(|| (self.member.clone(), false));
-        let request = Request::new(&self.network.identity.read(), self.to, is_voter, rpc);
+        let request = Request::new(
+            &self.network.identity.read(),
+            self.to,
+            is_voter,
+            self.network.lease_ms,
+            rpc,
+        );
         let request =
             wire::encode_request(&request).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
         // What does not come within the hard limit is given up by openraft.

@@ -104,6 +104,22 @@ impl Timing {
         }
     }
 
+    /// Makes settings from a lease, the rest in the proportions of the defaults. Two voters must answer each other within a
+    /// heartbeat, which is a bit less than a fifth of it.
+    #[must_use]
+    pub fn of_lease(lease: Duration) -> Timing {
+        let base = Timing::default();
+        let lease_ms = millis(lease);
+        let part = |of: Duration| lease_ms.saturating_mul(millis(of)) / millis(base.lease);
+        let ms = Duration::from_millis;
+        Timing {
+            heartbeat: ms(part(base.heartbeat)),
+            lease: ms(lease_ms),
+            election_min: ms(part(base.election_min) + 1),
+            election_max: ms(part(base.election_max) + 1),
+        }
+    }
+
     /// Checks that a lease ends before any follower votes for another (INV-LEASE-1), and that the rest can work.
     ///
     /// The lease runs from when the leader sent, the promise from when the follower received, which is later;
@@ -123,12 +139,11 @@ impl Timing {
                 return Err(TimingError::NotMillis { name, value });
             }
         }
-        let need = self.lease + self.lease / MARGIN_DIVISOR;
-        if self.election_max < need {
+        if !is_within(self.lease, self.election_max) {
             return Err(TimingError::LeaseTooLong {
                 lease: self.lease,
                 election_max: self.election_max,
-                need,
+                need: self.lease + self.lease / MARGIN_DIVISOR,
             });
         }
         if self.lease < self.heartbeat * 3 {
@@ -148,6 +163,11 @@ impl Timing {
     }
 }
 
+/// Returns whether a lease ends before a promise does, by clocks of different rates.
+pub(crate) fn is_within(lease: Duration, promise: Duration) -> bool {
+    lease + lease / MARGIN_DIVISOR <= promise
+}
+
 /// Returns whole milliseconds.
 pub(crate) fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
@@ -161,6 +181,11 @@ mod tests {
     fn defaults_are_valid_at_any_scale() {
         Timing::default().validate().unwrap();
         Timing::scaled(10).validate().unwrap();
+        for ms in (200..5000).chain([60_000]) {
+            let timing = Timing::of_lease(Duration::from_millis(ms));
+            timing.validate().unwrap();
+            assert_eq!(timing.lease, Duration::from_millis(ms));
+        }
     }
 
     #[test]

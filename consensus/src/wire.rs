@@ -26,6 +26,9 @@ pub(crate) struct Request {
     pub(crate) to: NodeId,
     /// Whether the sender takes the receiver for a voter.
     pub(crate) to_voter: bool,
+    /// How long the sender leads, once it does, by an answer that it gets; milliseconds.
+    #[serde(default)]
+    pub(crate) lease_ms: u64,
     pub(crate) rpc: Rpc,
 }
 
@@ -77,6 +80,15 @@ pub(crate) enum Refusal {
     WrongNode { ours: NodeId, theirs: NodeId },
     #[error("node {node_id} has started just now and is bound by what it may have promised before")]
     Bound { node_id: NodeId },
+    #[error(
+        "node {node_id} promises its vote for {promise_ms} ms, too short for a lease of {lease_ms} ms: set the same lease.ttl on \
+         all nodes; to raise it, on one node after the other"
+    )]
+    LeaseTooLong {
+        node_id: NodeId,
+        promise_ms: u64,
+        lease_ms: u64,
+    },
     #[error("node {node_id} has no log, so it does not vote")]
     NoLog { node_id: NodeId },
     #[error(
@@ -96,13 +108,20 @@ struct Probe {
 }
 
 impl Request {
-    pub(crate) fn new(from: &Identity, to: NodeId, to_voter: bool, rpc: Rpc) -> Request {
+    pub(crate) fn new(
+        from: &Identity,
+        to: NodeId,
+        to_voter: bool,
+        lease_ms: u64,
+        rpc: Rpc,
+    ) -> Request {
         Request {
             v: VERSION,
             cluster_id: from.cluster_id.clone(),
             from: from.node_id,
             to,
             to_voter,
+            lease_ms,
             rpc,
         }
     }

@@ -71,6 +71,7 @@ pub(crate) struct Lease {
     pub(crate) demote_delay: Option<GoDuration>,
     pub(crate) databases: Option<Vec<String>>,
     pub(crate) peers: Option<Vec<String>>,
+    pub(crate) ttl: Option<GoDuration>,
     pub(crate) region: Option<String>,
     pub(crate) priority: Option<u32>,
     pub(crate) consul: Option<Consul>,

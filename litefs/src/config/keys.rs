@@ -60,6 +60,7 @@ pub const KEYS: &[Key] = &[
     key("lease.reconnect-delay", Full),
     key("lease.promote", Full),
     key("lease.peers", Ours),
+    key("lease.ttl", Ours),
     key("lease.region", Ours),
     key("lease.priority", Ours),
     key("lease.demote-delay", Ignored),

@@ -19,6 +19,9 @@ const DEFAULT_SEGMENT_SIZE_BYTES: u64 = 16 << 20;
 const DEFAULT_FUSE_THREADS: NonZeroU16 = NonZeroU16::new(4).expect("four is not zero");
 const DEFAULT_HTTP_PORT: u16 = 20202;
 const DEFAULT_RECONNECT_DELAY: Duration = Duration::from_secs(1);
+/// Below, a pause of the operating system ends leases; above, a dead primary is missed for minutes.
+const TTL_RANGE: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(200)..=Duration::from_secs(60);
 
 /// A segment holds at least one large transaction, and its offsets fit 32 bits.
 const SEGMENT_SIZE_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
@@ -163,6 +166,8 @@ impl Role {
 pub struct Election {
     /// APIs of nodes that may be members of the cluster, this one among them or not. None: a cluster of this node alone.
     pub peers: Vec<NodeUrl>,
+    /// How long the primary may act by one answer of a quorum; the default of [`consensus::Timing`] if not set.
+    pub ttl: Option<Duration>,
     /// Where this node is, for `status` and for the choice of a primary.
     pub region: String,
     /// Among healthy candidates the one with the highest number is preferred as primary.
@@ -356,6 +361,15 @@ impl Lease {
             .collect::<Result<_, ConfigError>>()?;
         let election = Election {
             peers,
+            ttl: match file.ttl.and_then(|ttl| ttl.positive()) {
+                Some(ttl) if !TTL_RANGE.contains(&ttl) => {
+                    let problem = "it is not from 200ms to 1m";
+                    let remedy = "write a bit more than five times the round trip between the voters that are farthest apart, \
+                                  say 2s around the world; the same on all nodes";
+                    return Err(ConfigError::setting("lease.ttl", problem, remedy));
+                }
+                ttl => ttl,
+            },
             region: file.region.unwrap_or_default(),
             priority: file.priority.unwrap_or_default(),
             promote: flag(file.promote, false),

@@ -48,6 +48,10 @@ impl Db {
         let Some(frame) = self.completed_by(wal, offset, data)? else {
             return Ok(None);
         };
+        if self.paths.main.metadata().map_or(0, |m| m.len()) == 0 {
+            // No SQLite writes a WAL before its database: files are copied in, one after the other.
+            return Ok(None);
+        }
         let before = inner.pos;
         let start = match inner.cursor {
             Some(c) if (c.salt1, c.salt2) == (frame.header.salts.0, frame.header.salts.1) => c,

@@ -61,13 +61,14 @@ impl Elected {
             region: config.lease.election.region.clone(),
             priority: config.lease.election.priority,
         };
+        let timing = (config.lease.election.ttl).map_or_else(Timing::default, Timing::of_lease);
         let peers = Peers::new()?;
         let ports = roles.ports.clone();
         let cluster = consensus::Cluster::open(Options {
             dir: data_dir.raft(),
             node_id: ports.node.node_id,
             me: me.clone(),
-            timing: Timing::default(),
+            timing,
             transport: Arc::new(peers.clone()),
         });
         let cluster = cluster.await.context("open the files of the election")?;

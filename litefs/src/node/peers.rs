@@ -1,11 +1,14 @@
 //! Requests to other nodes: Raft's messages, and what the winner of an election and who joins asks.
 
+use std::collections::HashMap;
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use consensus::{BoxFuture, Member, NodeId, Transport};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -21,10 +24,66 @@ const STATUS: Duration = Duration::from_secs(1);
 /// How long it may take to connect.
 const CONNECT: Duration = Duration::from_secs(1);
 
+/// Calls of Raft's in a row without an answer after which it is found out why.
+const LATE_CALLS: u32 = 20;
+/// How often that is done and said.
+const TELL_LATE: Duration = Duration::from_secs(60);
+
 /// Asks other nodes, over connections that are kept.
 #[derive(Debug, Clone)]
 pub(super) struct Peers {
     http: reqwest::Client,
+    late: Arc<Mutex<HashMap<NodeId, Late>>>,
+}
+
+/// What is known of a member whose answers do not come in time.
+#[derive(Debug, Default)]
+struct Late {
+    /// Calls since one was answered.
+    unanswered: u32,
+    told: Option<Instant>,
+}
+
+/// One of Raft's calls; it is dropped at the time at which an answer is of no use any more.
+struct Call {
+    peers: Peers,
+    to: NodeId,
+    url: String,
+    within: Duration,
+    began: Instant,
+    is_answered: bool,
+}
+
+impl Call {
+    fn answered(&mut self) {
+        self.is_answered = true;
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.is_answered {
+            self.peers.late.lock().remove(&self.to);
+            return;
+        }
+        if self.began.elapsed() < self.within * 9 / 10 {
+            return; // it cannot be reached at all
+        }
+        {
+            let mut late = self.peers.late.lock();
+            let late = late.entry(self.to).or_default();
+            late.unanswered += 1;
+            let is_told = late.told.is_some_and(|at| at.elapsed() < TELL_LATE);
+            if late.unanswered < LATE_CALLS || is_told {
+                return;
+            }
+            late.told = Some(Instant::now());
+        }
+        let (peers, url, within) = (self.peers.clone(), self.url.clone(), self.within);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { peers.explain_late(&url, within).await });
+        }
+    }
 }
 
 impl Peers {
@@ -35,7 +94,31 @@ impl Peers {
             .no_proxy()
             .build()
             .context("make an HTTP client")?;
-        Ok(Peers { http })
+        Ok(Peers {
+            http,
+            late: Arc::default(),
+        })
+    }
+
+    /// Finds out whether a node whose answers are late is only far away, and says what helps then.
+    async fn explain_late(&self, url: &str, within: Duration) {
+        // The first connects.
+        for is_connected in [false, true] {
+            let began = Instant::now();
+            if self.overview(url).await.is_err() {
+                return;
+            }
+            let took = began.elapsed();
+            if is_connected && took > within {
+                tracing::warn!(
+                    node = url,
+                    ?took,
+                    ?within,
+                    "this node's answers come too late for elections: if it is far away, set lease.ttl on all nodes to more than \
+                     six times what an answer takes"
+                );
+            }
+        }
     }
 
     pub(super) async fn overview(&self, url: &str) -> anyhow::Result<Overview> {
@@ -129,17 +212,27 @@ async fn answer<T: DeserializeOwned>(
 impl Transport for Peers {
     fn call(
         &self,
-        _to: NodeId,
+        to: NodeId,
         member: &Member,
         request: Bytes,
         timeout: Duration,
     ) -> BoxFuture<'_, io::Result<Bytes>> {
         let url = format!("{}/v1/raft", base(&member.url));
+        let mut call = Call {
+            peers: self.clone(),
+            to,
+            url: member.url.clone(),
+            within: timeout,
+            began: Instant::now(),
+            is_answered: false,
+        };
         Box::pin(async move {
             let response = self.http.post(&url).timeout(timeout).body(request);
             let response = response.send().await.map_err(io::Error::other)?;
             let response = response.error_for_status().map_err(io::Error::other)?;
-            response.bytes().await.map_err(io::Error::other)
+            let bytes = response.bytes().await.map_err(io::Error::other)?;
+            call.answered();
+            Ok(bytes)
         })
     }
 }

@@ -461,6 +461,35 @@ fn a_commit_without_a_quorum_is_in_doubt_until_there_is_one() {
     }
 }
 
+/// SQLite's `incrvacuum3.test` copies a WAL before its database.
+#[test]
+fn a_wal_that_is_copied_before_its_database_is_no_commit_that_waits() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        keys: "durability: quorum\n".into(),
+        ..Options::default()
+    };
+    let cluster = Cluster::start(dir.path(), 2, &options);
+    let node = &cluster.nodes[cluster.primary()];
+    let db = create(node, "a.db", "wal");
+    db.execute_batch(
+        "INSERT INTO t(v) VALUES(1); PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t(v) VALUES(2)",
+    )
+    .unwrap();
+    for suffix in ["-wal", ""] {
+        let to = node.path(&format!("b.db{suffix}"));
+        std::fs::copy(node.path(&format!("a.db{suffix}")), to).unwrap();
+    }
+    let copy = node.open("b.db");
+    assert_eq!(count(&copy), 2);
+    copy.execute("INSERT INTO t(v) VALUES(3)", []).unwrap();
+    drop(copy);
+    cluster.assert_same("b.db");
+}
+
 /// The daemon dies when a commit is logged and not yet in the WAL: what the node says it has is what it has.
 #[test]
 fn a_held_commit_whose_daemon_dies_is_not_half_there() {

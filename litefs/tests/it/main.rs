@@ -17,6 +17,7 @@ mod nobody;
 mod nodes;
 mod power;
 mod recovery;
+mod roles;
 mod scale;
 mod survivors;
 mod tools;

@@ -9,12 +9,16 @@ use crate::storage::Identity;
 use crate::wire::{self, Refusal, Request, Rpc};
 
 fn request(cluster_id: &str, to: u64) -> Bytes {
+    request_by_lease(cluster_id, to, 540)
+}
+
+fn request_by_lease(cluster_id: &str, to: u64, lease_ms: u64) -> Bytes {
     let identity = Identity {
         node_id: 2,
         cluster_id: cluster_id.into(),
     };
     let rpc = Rpc::Vote(VoteRequest::new(Vote::new(99, 2), None));
-    wire::encode_request(&Request::new(&identity, to, true, rpc)).unwrap()
+    wire::encode_request(&Request::new(&identity, to, true, lease_ms, rpc)).unwrap()
 }
 
 async fn refusal(world: &World, request: Bytes) -> Refusal {
@@ -38,6 +42,18 @@ fn what_is_not_for_this_node_of_this_cluster_changes_nothing() {
         let later = later.replace("\"v\":1", "\"v\":2");
         let wrong = refusal(&world, later.into()).await;
         assert_eq!(wrong, Refusal::Version { ours: 1, theirs: 2 });
+        let long = refusal(&world, request_by_lease("c1", 1, 543)).await;
+        assert!(
+            matches!(
+                long,
+                Refusal::LeaseTooLong {
+                    promise_ms: 570,
+                    lease_ms: 543,
+                    ..
+                }
+            ),
+            "{long}"
+        );
         for garbage in ["", "{}", "[1,2", "{\"v\":1}", "\u{0}\u{1}"] {
             let wrong = refusal(&world, garbage.as_bytes().to_vec().into()).await;
             assert!(matches!(wrong, Refusal::Unreadable { .. }), "{wrong}");

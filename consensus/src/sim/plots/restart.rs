@@ -27,7 +27,7 @@ async fn ask_for(
         cluster_id: "c1".into(),
     };
     let rpc = rpc(VoteRequest::new(Vote::new(99, candidate), last));
-    let request = wire::encode_request(&Request::new(&identity, 3, true, rpc)).unwrap();
+    let request = wire::encode_request(&Request::new(&identity, 3, true, 0, rpc)).unwrap();
     let answer = world
         .on(3, |c| async move { c.handle(request).await })
         .await;
