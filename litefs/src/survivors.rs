@@ -14,6 +14,7 @@
 //! |---|---|
 //! | INV-SURV-1 | no inode of a database is written through two mounts |
 //! | INV-SURV-2 | what a survivor was told is committed is in the files that the new mount shows |
+//! | INV-SURV-3 | once the next mount is there, no read transaction begins on files of before |
 //!
 //! Where files cannot be made immutable (not ext4, or no CAP_LINUX_IMMUTABLE) the node waits for the programs to end.
 
