@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use super::log::{Older, RecordMeta};
 use super::lost::{Losing, Reason};
 use super::page_checksums::PageChecksums;
+use super::pages::Pages;
 use super::replica_wal::ReplicaWal;
 use super::{Db, DbError, Inner, steps};
 use crate::disk::crash_point;
@@ -56,13 +57,6 @@ impl Merged {
         self.pages
             .iter()
             .map(|(pgno, data)| (*pgno, page_checksum(*pgno, data)))
-            .collect()
-    }
-
-    pub(super) fn borrowed(&self) -> BTreeMap<Pgno, &[u8]> {
-        self.pages
-            .iter()
-            .map(|(pgno, data)| (*pgno, data.as_slice()))
             .collect()
     }
 }
@@ -346,7 +340,7 @@ impl Db {
         timestamp_ms: i64,
     ) -> Result<(), DbError> {
         crash_point(steps::APPLY_LOGGED);
-        self.write_merged(inner, merged)?;
+        self.write_pages(inner, merged)?;
         crash_point(steps::APPLY_WRITTEN);
         if inner.page_size != Some(merged.page_size) {
             inner.checksums = PageChecksums::new(merged.page_size);
@@ -363,28 +357,27 @@ impl Db {
     }
 
     /// Writes pages where readers find them.
-    pub(super) fn write_merged(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
-        if merged.page_count > 0 && inner.replica_wal.is_some() {
-            return self.install_in_wal(inner, merged);
+    pub(super) fn write_pages(&self, inner: &mut Inner, pages: &dyn Pages) -> Result<(), DbError> {
+        if pages.page_count() > 0 && inner.replica_wal.is_some() {
+            return self.install_in_wal(inner, pages);
         }
-        let written = if merged.page_count == 0 {
+        let written = if pages.page_count() == 0 {
             self.remove_files(inner)
         } else {
-            self.install_in_file(inner, merged)
+            self.install_in_file(inner, pages)
         };
         inner.trouble = written.as_ref().err().map(ToString::to_string);
         written
     }
 
-    fn install_in_wal(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
+    fn install_in_wal(&self, inner: &mut Inner, pages: &dyn Pages) -> Result<(), DbError> {
         let Some(wal) = &mut inner.replica_wal else {
             return Ok(());
         };
-        let pages = merged.borrowed();
-        if pages.is_empty() {
+        if pages.pgnos().next().is_none() {
             return Ok(());
         }
-        wal.append(&self.paths, &pages, merged.page_count)?;
+        wal.append(&self.paths, pages)?;
         if wal.wants_checkpoint() {
             // What was applied is in the WAL, and readers see it.
             if let Err(error) = wal.checkpoint(&self.paths) {
@@ -394,17 +387,17 @@ impl Db {
         Ok(())
     }
 
-    fn install_in_file(&self, inner: &mut Inner, merged: &Merged) -> Result<(), DbError> {
+    fn install_in_file(&self, inner: &mut Inner, pages: &dyn Pages) -> Result<(), DbError> {
         // Nobody can open it meanwhile: an open that finds no WAL of ours waits for the lock of `inner`.
         if inner.page_count == 0 {
-            return self.create_file(merged);
+            return self.create_file(pages);
         }
         let io = || DbError::io("write", &self.paths.main);
         let file = OpenOptions::new()
             .write(true)
             .open(&self.paths.main)
             .map_err(io())?;
-        write_pages(&file, merged).map_err(io())?;
+        write_file(&file, pages).map_err(io())?;
         self.node
             .invalidate(|inv| inv.data(&self.paths.relative, 0, 0));
         Ok(())
@@ -428,11 +421,11 @@ impl Db {
     }
 
     /// Makes the file of a database new to this node, and the directories above it.
-    fn create_file(&self, merged: &Merged) -> Result<(), DbError> {
+    fn create_file(&self, pages: &dyn Pages) -> Result<(), DbError> {
         let tmp = self.paths.meta.join("new.db");
         let io = || DbError::io("write", &tmp);
         let file = File::create(&tmp).map_err(io())?;
-        write_pages(&file, merged).map_err(io())?;
+        write_file(&file, pages).map_err(io())?;
         self.put_in_place(&tmp)
     }
 
@@ -647,24 +640,24 @@ impl Db {
     }
 }
 
-fn write_pages(file: &File, merged: &Merged) -> std::io::Result<()> {
+fn write_file(file: &File, pages: &dyn Pages) -> std::io::Result<()> {
     // Neighbours go in one write.
     let mut run: Vec<u8> = Vec::new();
     let mut run_start = 0;
-    for (pgno, data) in &merged.pages {
-        let at = merged.page_size.offset(*pgno);
+    for pgno in pages.pgnos() {
+        let at = pages.page_size().offset(pgno);
         if run_start + run.len() as u64 != at || run.len() > 1 << 20 {
             crash_point(steps::APPLY_FILE);
             file.write_all_at(&run, run_start)?;
             run.clear();
             run_start = at;
         }
-        run.extend_from_slice(data);
+        pages.read(pgno, &mut run)?;
     }
     crash_point(steps::APPLY_FILE);
     file.write_all_at(&run, run_start)?;
     crash_point(steps::APPLY_FILE_CUT);
-    file.set_len(u64::from(merged.page_count) * u64::from(merged.page_size.get()))
+    file.set_len(u64::from(pages.page_count()) * u64::from(pages.page_size().get()))
 }
 
 pub(super) fn to_log(meta: &crate::replication::RecordMeta) -> Result<RecordMeta, DbError> {

@@ -33,6 +33,7 @@ pub(crate) mod lineage;
 pub mod log;
 pub mod lost;
 pub mod page_checksums;
+mod pages;
 pub mod paths;
 mod recover;
 mod replica_wal;

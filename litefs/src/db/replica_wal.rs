@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::log::WalCursor;
+use super::pages::Pages;
 use super::paths::with_suffix;
 use super::shm::MappedShm;
 use super::{DbError, DbPaths, NodeContext, steps};
@@ -291,12 +292,8 @@ impl ReplicaWal {
     ///
     /// # Errors
     /// Disk; then nothing is visible and the same can be appended again.
-    pub(super) fn append(
-        &mut self,
-        paths: &DbPaths,
-        pages: &BTreeMap<Pgno, &[u8]>,
-        page_count: u32,
-    ) -> Result<u64, DbError> {
+    pub(super) fn append(&mut self, paths: &DbPaths, pages: &dyn Pages) -> Result<u64, DbError> {
+        let page_count = pages.page_count();
         let io = || DbError::io("write", &paths.wal);
         if self.header.mx_frame > 0 && self.index.backfill() == self.header.mx_frame {
             self.restart_if_unread().map_err(io())?;
@@ -317,14 +314,17 @@ impl ReplicaWal {
         buffer.clear();
         let mut at = frame_offset(page_size, first);
         let start = at;
-        let count = pages.len();
-        for (i, (pgno, data)) in pages.iter().enumerate() {
-            let commit = if i + 1 == count { page_count } else { 0 };
-            let head = WalFrameHeader::next(&self.wal_header, checksum, *pgno, commit, data);
-            checksum = head.checksum;
-            buffer.extend_from_slice(&head.encode());
-            buffer.extend_from_slice(data);
-            if buffer.len() >= WRITE_LEN || i + 1 == count {
+        let last = pages.pgnos().next_back();
+        for pgno in pages.pgnos() {
+            let commit = if Some(pgno) == last { page_count } else { 0 };
+            let frame = buffer.len();
+            buffer.resize(frame + WAL_FRAME_HEADER_LEN, 0);
+            pages.read(pgno, &mut buffer).map_err(io())?;
+            let (head, data) = buffer[frame..].split_at_mut(WAL_FRAME_HEADER_LEN);
+            let header = WalFrameHeader::next(&self.wal_header, checksum, pgno, commit, data);
+            checksum = header.checksum;
+            head.copy_from_slice(&header.encode());
+            if buffer.len() >= WRITE_LEN || Some(pgno) == last {
                 crash_point(steps::REPLICA_WAL_FRAMES);
                 self.wal.write_all_at(&buffer, at).map_err(io())?;
                 at += buffer.len() as u64;
@@ -337,10 +337,10 @@ impl ReplicaWal {
             .map_err(io())?;
         crash_point(steps::REPLICA_WAL_INDEX);
         let mut frame_no = self.header.mx_frame;
-        for pgno in pages.keys() {
+        for pgno in pages.pgnos() {
             frame_no += 1;
             self.index
-                .append(frame_no, *pgno)
+                .append(frame_no, pgno)
                 .map_err(|e| DbError::io("grow", &paths.shm)(io::Error::other(e)))?;
         }
         crash_point(steps::REPLICA_WAL_PUBLISH);

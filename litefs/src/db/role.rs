@@ -337,8 +337,7 @@ impl Db {
         let Some(merged) = doubtful else {
             return Ok(());
         };
-        wal.append(&self.paths, &merged.borrowed(), merged.page_count)
-            .map(drop)
+        wal.append(&self.paths, &merged).map(drop)
     }
 
     fn become_replica(&self, inner: &mut Inner, wal: ReplicaWal) {

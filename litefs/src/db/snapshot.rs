@@ -18,6 +18,7 @@ use super::lineage;
 use super::log::{Milestone, Older, RecordMeta};
 use super::lost::{Losing, Reason, Relation};
 use super::page_checksums::PageChecksums;
+use super::pages::InFile;
 use super::view::View;
 use super::{Db, DbError};
 use crate::ltx::{Checksum, PageSize, Pgno, Pos, Txid, page_checksum};
@@ -703,19 +704,12 @@ impl PageCopyWriter {
     }
 
     fn install_difference(&self, inner: &mut super::Inner, page_count: u32) -> Result<(), DbError> {
-        let path = self.db.copy_path();
-        let mut merged = Merged {
+        let pages = InFile {
+            file: &self.file,
             page_size: self.page_size,
             page_count,
-            pages: BTreeMap::new(),
+            sums: &self.sums,
         };
-        for pgno in self.sums.keys().filter(|p| p.get() <= page_count) {
-            let mut page = vec![0; self.page_size.len()];
-            self.file
-                .read_exact_at(&mut page, self.page_size.offset(*pgno))
-                .map_err(DbError::io("read", &path))?;
-            merged.pages.insert(*pgno, page);
-        }
-        self.db.write_merged(inner, &merged)
+        self.db.write_pages(inner, &pages)
     }
 }

@@ -230,3 +230,36 @@ fn a_large_database_comes_to_a_new_replica_beside_a_writer_and_starts_at_once() 
         }
     }
 }
+
+/// The page copy of what changed goes from its file into the WAL of the readers, not through memory.
+#[test]
+fn a_large_change_comes_to_a_replica_in_use_without_taking_memory() {
+    if cannot_mount() {
+        return;
+    }
+    const MIB: i64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Node::primary(dir.path(), "");
+    let replica = Node::replica(dir.path(), "replica", &primary, "");
+    let db = create(&primary, "a.db");
+    assert_same(&primary, &replica, "a.db");
+    let reader = replica.open("a.db");
+    let before = resident_mib(&replica);
+    db.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) \
+         INSERT INTO t(v) SELECT zeroblob(1048000) FROM n",
+        [MIB],
+    )
+    .unwrap();
+    let mut peak = 0;
+    wait_for("the change on the replica", || {
+        peak = peak.max(resident_mib(&replica));
+        let rows: i64 = reader
+            .query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+            .unwrap();
+        rows >= MIB
+    });
+    assert!(peak < before + 150, "{before} MiB, then {peak} MiB");
+    drop(reader);
+    assert_same(&primary, &replica, "a.db");
+}
