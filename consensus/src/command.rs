@@ -6,6 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::member::Member;
+
 /// When a commit may be acknowledged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,6 +40,8 @@ pub enum Command {
         /// `None` takes the setting away: a database follows the cluster, the cluster is `Async`.
         value: Option<Durability>,
     },
+    /// Names the region whose voters are to lead; empty: none is preferred.
+    SetPreferredRegion(String),
 }
 
 /// The replicated state.
@@ -49,6 +53,9 @@ pub struct ClusterState {
     pub durability: Durability,
     /// Settings of single databases.
     pub databases: BTreeMap<String, Durability>,
+    /// The region whose voters are to lead, if one is preferred.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub preferred_region: String,
     /// Commands of a later version, oldest first. They are kept as they came, and done by the first
     /// version that knows them, so that all nodes end with the same state.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -60,6 +67,13 @@ impl ClusterState {
     #[must_use]
     pub fn durability_of(&self, db: &str) -> Durability {
         self.databases.get(db).copied().unwrap_or(self.durability)
+    }
+
+    /// Returns how much a member is wanted as leader: by its region, then by its priority.
+    #[must_use]
+    pub fn preference(&self, member: &Member) -> (bool, u32) {
+        let is_there = !self.preferred_region.is_empty() && member.region == self.preferred_region;
+        (is_there, member.priority)
     }
 
     /// Says how many replicated commands this version does not know; it should be upgraded if there are any.
@@ -104,12 +118,13 @@ impl ClusterState {
             } => {
                 self.databases.remove(&db);
             }
+            Command::SetPreferredRegion(region) => self.preferred_region = region,
         }
     }
 }
 
 /// Version of the commands this program writes; grows when one is added or changes its meaning.
-pub(crate) const COMMAND_VERSION: u32 = 1;
+pub(crate) const COMMAND_VERSION: u32 = 2;
 
 /// A command as it is in the log: any version can carry it, also one that does not know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +204,23 @@ mod tests {
     }
 
     #[test]
+    fn the_preferred_region_comes_before_the_priority() {
+        let member = |region: &str, priority| Member {
+            region: region.into(),
+            priority,
+            ..Member::default()
+        };
+        let mut state = ClusterState::default();
+        let (near, far) = (member("fra", 1), member("", 2));
+        assert!(state.preference(&near) < state.preference(&far));
+        apply(&mut state, &Command::SetPreferredRegion("fra".into()));
+        assert!(state.preference(&near) > state.preference(&far));
+        assert!(state.preference(&near) < state.preference(&member("fra", 2)));
+        apply(&mut state, &Command::SetPreferredRegion(String::new()));
+        assert!(state.preference(&near) < state.preference(&far));
+    }
+
+    #[test]
     fn a_command_of_a_later_version_is_kept_until_it_is_known() {
         let mut state = ClusterState::default();
         let known = serde_json::to_value(Command::SetClusterId("a".into())).unwrap();
@@ -200,10 +232,10 @@ mod tests {
             version: COMMAND_VERSION,
             command: serde_json::json!({ "grow_wings": 2 }),
         };
-        assert_eq!(state.apply(later), Outcome::Unknown { version: 2 });
+        assert_eq!(state.apply(later), Outcome::Unknown { version: 3 });
         assert_eq!(
             state.apply(strange.clone()),
-            Outcome::Unknown { version: 1 }
+            Outcome::Unknown { version: 2 }
         );
         assert_eq!((state.cluster_id.as_str(), state.unknown_count()), ("", 2));
 

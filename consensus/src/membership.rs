@@ -276,7 +276,7 @@ impl Cluster {
         });
     }
 
-    /// Hands leadership to the voter that is furthest, then of the highest priority, then of the lowest id.
+    /// Hands leadership to the voter that is furthest, then most wanted, then of the lowest id.
     ///
     /// # Errors
     /// `OnlyVoter`; else as [`transfer`](Cluster::transfer).
@@ -287,7 +287,8 @@ impl Cluster {
             let metrics = self.inner.metrics.borrow_watched();
             let have = |id: &NodeId| metrics.replication.as_ref()?.get(id).cloned().flatten();
             let others = view.voters.iter().filter(|(id, _)| **id != view.node_id);
-            let ranked = others.map(|(id, m)| (have(id), m.priority, std::cmp::Reverse(*id)));
+            let ranked =
+                others.map(|(id, m)| (have(id), view.state.preference(m), std::cmp::Reverse(*id)));
             ranked.max().map(|(_, _, id)| id.0)
         };
         self.transfer(best.ok_or(Error::OnlyVoter)?).await

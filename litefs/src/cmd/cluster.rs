@@ -33,6 +33,7 @@ enum Command {
     Add(AddArgs),
     Remove(RemoveArgs),
     Durability(DurabilityArgs),
+    Prefer(PreferArgs),
 }
 
 /// List the nodes.
@@ -85,6 +86,23 @@ struct DurabilityArgs {
     node: NodeArgs,
 }
 
+/// Set the region whose voters are to be primary: one that is level gets the role by handoff, and gets it back.
+#[derive(Debug, clap::Args)]
+struct PreferArgs {
+    /// Region, as `lease.region` of a voter says.
+    #[arg(
+        value_name = "REGION",
+        required_unless_present = "none",
+        conflicts_with = "none"
+    )]
+    region: Option<String>,
+    /// Prefer no region; priorities alone count.
+    #[arg(long)]
+    none: bool,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<i32> {
     super::block_on(async {
         match &args.command {
@@ -92,6 +110,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<i32> {
             Command::Add(args) => add(args).await,
             Command::Remove(args) => remove(args).await,
             Command::Durability(args) => durability(args).await,
+            Command::Prefer(args) => prefer(args).await,
         }
     })
 }
@@ -192,6 +211,18 @@ async fn durability(args: &DurabilityArgs) -> anyhow::Result<i32> {
     println!("durability of {of} is {}", args.value);
     if !answer.unheld.is_empty() {
         print!("{}", status::unheld(&answer.unheld));
+    }
+    Ok(0)
+}
+
+async fn prefer(args: &PreferArgs) -> anyhow::Result<i32> {
+    let client = Client::new(args.node.url.clone());
+    let region = args.region.as_deref().unwrap_or_default();
+    let path = path_with_query("/v1/cluster/preferred-region", "value", region);
+    let _: serde_json::Value = post(&client, &path).await?;
+    match region {
+        "" => println!("no region is preferred"),
+        region => println!("the primary is to be in region {region}"),
     }
     Ok(0)
 }

@@ -97,6 +97,10 @@ fn show(status: &Status) -> String {
         LeaseType::Static => " (fixed by lease.type: static)",
         LeaseType::Raft => "",
     };
+    let preferred = match status.preferred_region.as_str() {
+        "" => String::new(),
+        region => format!(" (preferred region: {region})"),
+    };
     let primary = match primary(status) {
         Some(row) => label(&row.node),
         None => "none answers".to_owned(),
@@ -104,7 +108,7 @@ fn show(status: &Status) -> String {
     let asked = status.nodes.iter().find(|row| row.node.id == status.asked);
     let asked = asked.map_or_else(|| status.asked.clone(), |row| label(&row.node));
     let mut out = format!(
-        "cluster     {}\nprimary     {primary}{fixed}\nepoch       {}\ndurability  {}\nasked       {asked}\n\n",
+        "cluster     {}\nprimary     {primary}{fixed}{preferred}\nepoch       {}\ndurability  {}\nasked       {asked}\n\n",
         status.cluster_id.as_deref().unwrap_or("none yet"),
         status.epoch,
         status.durability.as_deref().unwrap_or("async"),
@@ -255,6 +259,7 @@ mod tests {
             cluster_id: Some("LFSC1".to_owned()),
             epoch: 3,
             durability: Some("quorum".to_owned()),
+            preferred_region: "ams".to_owned(),
             is_changing: false,
             unheld: vec!["a.db".to_owned()],
             asked: format!("{:016X}", 10),

@@ -12,6 +12,7 @@
 //! | `POST /v1/cluster/opened` | the primary: writes are open, follow me |
 //! | `POST /v1/cluster/accepted` | to the primary: I have, on disk, all that your tenure began with |
 //! | `POST /v1/cluster/durability?value=&db=` | when commits return: `async`, `bounded` or `quorum`; of one database, or of all |
+//! | `POST /v1/cluster/preferred-region?value=` | where the primary is to be; empty: anywhere |
 //! | `POST /handoff?node=` | give the primary's role to another node |
 //! | `POST /promote` | take the primary's role |
 //!
@@ -203,6 +204,8 @@ pub trait ClusterApi: Send + Sync + 'static {
         db: Option<String>,
         value: Option<Durability>,
     ) -> Answering<'_, Vec<String>>;
+    /// Sets the region whose voters are to have the primary's role; empty: none.
+    fn set_preferred_region(&self, region: String) -> Answering<'_, ()>;
     /// Gives the primary's role to a node, or to the one that suits best.
     fn handoff(&self, to: Option<u64>) -> Answering<'_, Peer>;
     /// Takes the primary's role.
@@ -217,6 +220,7 @@ pub fn router(node: Node) -> Router {
         .route("/v1/cluster/add", post(add))
         .route("/v1/cluster/remove", post(remove))
         .route("/v1/cluster/durability", post(durability))
+        .route("/v1/cluster/preferred-region", post(preferred_region))
         .route("/handoff", post(handoff))
         .layer(from_fn_with_state(node.clone(), to_primary));
     Router::new()
@@ -380,6 +384,20 @@ async fn durability(
     Ok(Json(
         serde_json::json!({ "db": db, "durability": query.value, "unheld": unheld }),
     ))
+}
+
+#[derive(Deserialize)]
+struct RegionQuery {
+    value: Option<String>,
+}
+
+async fn preferred_region(
+    State(node): State<Node>,
+    Query(query): Query<RegionQuery>,
+) -> Result<Json<serde_json::Value>, NodeError> {
+    let value = query.value.ok_or(NodeError::MissingParameter("value"))?;
+    node.set_preferred_region(value.clone()).await?;
+    Ok(Json(serde_json::json!({ "preferredRegion": value })))
 }
 
 async fn handoff(

@@ -51,6 +51,9 @@ pub struct NodeStatus {
     /// The same for single databases that have their own setting.
     #[serde(default)]
     pub database_durability: BTreeMap<String, String>,
+    /// The region whose voters are to have the primary's role; empty: none.
+    #[serde(default)]
+    pub preferred_region: String,
     /// Members that vote.
     #[serde(default)]
     pub voters: Vec<Peer>,
@@ -142,6 +145,8 @@ pub struct Status {
     pub epoch: u64,
     /// When commits return; of a static lease nothing: at once.
     pub durability: Option<String>,
+    /// The region whose voters are to have the primary's role; empty: none.
+    pub preferred_region: String,
     /// Whether voters are being changed: until that is done, it takes a majority of the old ones too.
     pub is_changing: bool,
     /// Databases whose commits should wait for other nodes and do not, until the programs that have them open open them again.

@@ -1,5 +1,6 @@
 //! The node's part in elections as its HTTP API sees it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -411,6 +412,34 @@ impl ClusterApi for Cluster {
             let _ = tokio::time::timeout(SETTLE, is_known).await;
             self.election.ports.warn_of_unheld();
             Ok(self.election.ports.unheld())
+        })
+    }
+
+    fn set_preferred_region(&self, region: String) -> Answering<'_, ()> {
+        Box::pin(async move {
+            let cluster = &self.election.cluster;
+            let view = cluster.view();
+            let regions: BTreeSet<&str> = (view.voters.values())
+                .map(|member| member.region.as_str())
+                .filter(|known| !known.is_empty())
+                .collect();
+            if !region.is_empty() && !regions.contains(region.as_str()) {
+                let known: Vec<&str> = regions.into_iter().collect();
+                return Err(NodeError::Conflict {
+                    what: format!("no voter is in region `{region}`"),
+                    remedy: match known.is_empty() {
+                        true => "set lease.region on the voters first".to_owned(),
+                        false => format!("name one of {}", known.join(", ")),
+                    },
+                });
+            }
+            let mut views = cluster.watch();
+            let set = consensus::Command::SetPreferredRegion(region.clone());
+            cluster.propose(set).await.map_err(raft_error)?;
+            let is_known = views.wait_for(|view| view.state.preferred_region == region);
+            // If another has it set otherwise meanwhile, that is what is in force.
+            let _ = tokio::time::timeout(SETTLE, is_known).await;
+            Ok(())
         })
     }
 

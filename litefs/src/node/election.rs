@@ -741,7 +741,7 @@ impl Election {
             return Ok(to);
         }
         let others = view.voters.iter().filter(|(id, _)| connected.contains(id));
-        let best = others.max_by_key(|(id, member)| (member.priority, **id));
+        let best = others.max_by_key(|(id, member)| (view.state.preference(member), **id));
         best.map(|(id, _)| *id)
             .context("no other voter follows this node")
     }

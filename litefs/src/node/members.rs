@@ -310,21 +310,22 @@ impl Members {
         Ok(())
     }
 
-    /// Gives the role to a voter with a higher priority that is level.
+    /// Gives the role to a voter that is wanted more, by region and priority, and is level.
     async fn prefer(&self, preferred: &mut Option<(NodeId, Instant)>) {
         let election = &self.election;
         let best = if election.ports.node.is_primary() {
             let view = election.cluster.view();
             let connected = election.replicas.list();
+            let own = view.state.preference(&election.me);
             view.voters
                 .iter()
                 .filter(|(id, m)| {
-                    m.priority > election.me.priority
+                    view.state.preference(m) > own
                         && connected
                             .iter()
                             .any(|r| r.is_connected && r.node_id == **id)
                 })
-                .max_by_key(|(_, m)| m.priority)
+                .max_by_key(|(_, m)| view.state.preference(m))
                 .map(|(id, _)| *id)
         } else {
             None

@@ -106,6 +106,9 @@ impl StatusApi for Desk {
                 .flat_map(|s| &s.databases)
                 .map(|(db, value)| (db.clone(), show_durability(*value)))
                 .collect(),
+            preferred_region: state
+                .map(|s| s.preferred_region.clone())
+                .unwrap_or_default(),
             voters: view.as_ref().map(|v| list(&v.voters)).unwrap_or_default(),
             learners: view.as_ref().map(|v| list(&v.learners)).unwrap_or_default(),
             is_changing: view.as_ref().is_some_and(|v| v.voter_sets.len() > 1),
@@ -302,6 +305,7 @@ fn put_together(own: NodeStatus, answers: Vec<(String, Result<NodeStatus, String
         cluster_id: newest.cluster_id.clone().or_else(|| own.cluster_id.clone()),
         epoch: heard.iter().map(|s| s.epoch).max().unwrap_or(0),
         durability: newest.durability.clone(),
+        preferred_region: newest.preferred_region.clone(),
         is_changing: newest.is_changing,
         unheld: newest.unheld.clone(),
         asked: own.node.id.clone(),
@@ -466,6 +470,7 @@ mod tests {
             epoch: 4,
             lag_ms: Some(7),
             durability: Some("quorum".to_owned()),
+            preferred_region: String::new(),
             database_durability: BTreeMap::from([("b.db".to_owned(), "async".to_owned())]),
             voters: (1..=3).map(named).collect(),
             learners: Vec::new(),

@@ -211,6 +211,47 @@ fn durability_is_set_by_any_node() {
 }
 
 #[test]
+fn the_role_goes_to_the_preferred_region_and_comes_back_to_it() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3, &Options::default());
+    let error = fails(&cluster.nodes[0], &["cluster", "prefer", "ams"]);
+    assert!(error.contains("set lease.region"), "{error}");
+    // By a restart, as a user would.
+    let moved = (cluster.primary() + 1) % 3;
+    let node = &mut cluster.nodes[moved];
+    node.stop();
+    let lease = node.options.lease.take().unwrap();
+    node.options.lease = Some(lease.replace("{type: raft", "{type: raft, region: ams"));
+    node.launch();
+    wait_for("the region to be known", || {
+        let now = status(&cluster.nodes[cluster.primary()]);
+        let mut nodes = now["nodes"].as_array().unwrap().iter();
+        nodes.any(|node| node["region"] == "ams")
+    });
+    let error = fails(&cluster.nodes[0], &["cluster", "prefer", "mars"]);
+    assert!(error.contains("name one of ams"), "{error}");
+    let said = succeeds(&cluster.nodes[0], &["cluster", "prefer", "ams"]);
+    assert!(said.contains("region ams"), "{said}");
+    wait_for("the role to move", || cluster.nodes[moved].is_primary());
+    let text = succeeds(&cluster.nodes[0], &["status"]);
+    assert!(text.contains("preferred region: ams"), "{text}");
+
+    cluster.nodes[moved].kill();
+    let other = cluster.primary();
+    assert_ne!(other, moved);
+    cluster.nodes[moved].launch();
+    wait_for("the role to come back", || {
+        cluster.nodes[moved].is_primary()
+    });
+
+    succeeds(&cluster.nodes[0], &["cluster", "prefer", "--none"]);
+    assert_eq!(status(&cluster.nodes[0])["preferredRegion"], "");
+}
+
+#[test]
 fn who_was_removed_follows_without_a_vote_until_it_is_added() {
     if cannot_mount() {
         return;
