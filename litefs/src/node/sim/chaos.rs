@@ -22,14 +22,17 @@ pub(crate) struct Failure {
     pub(crate) story: String,
 }
 
+/// How often faults go on for a while, and then all is well.
+const ROUNDS: u32 = 2;
 /// How long faults go on.
-const CHAOS: Us = 8_000 * MS;
+const CHAOS: Us = 5_000 * MS;
 /// How long a cluster may take, once all is well, until writes are open and all nodes are level.
 const HEAL: Us = 12_000 * MS;
 
 struct Chaos {
     world: World,
     dbs: Vec<DbName>,
+    is_peace: bool,
     /// Machines to start or to continue, and when.
     due: Vec<(Us, Id)>,
 }
@@ -37,7 +40,7 @@ struct Chaos {
 /// Runs one seed.
 pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
     let mut world = World::new(seed, keeps_log);
-    let dbs: Vec<DbName> = ["a", "b", "c", "d"]
+    let dbs: Vec<DbName> = ["a", "b", "c", "d", "e"]
         .iter()
         .map(|name| name.parse().expect("a name"))
         .collect();
@@ -52,9 +55,11 @@ pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
         world.start(id);
     }
     world.raft_form(&(1..=n).collect());
+    world.short_logs = if world.one_in(3) { 4 } else { 25 };
     let mut chaos = Chaos {
         world,
         dbs,
+        is_peace: false,
         due: Vec::new(),
     };
     chaos.live();
@@ -81,13 +86,15 @@ pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
 
 impl Chaos {
     fn live(&mut self) {
-        let end = self.world.now + CHAOS;
-        while self.world.now < end && self.world.failure.is_none() {
-            let wait = self.world.random(10..300) * MS;
-            self.pass(wait);
-            self.act();
+        for _ in 0..ROUNDS {
+            let end = self.world.now + CHAOS;
+            while self.world.now < end && self.world.failure.is_none() {
+                let wait = self.world.random(10..300) * MS;
+                self.pass(wait);
+                self.act();
+            }
+            self.make_peace();
         }
-        self.make_peace();
     }
 
     /// Lets time pass, while programs write.
@@ -105,11 +112,17 @@ impl Chaos {
                 if !self.world.one_in(2) {
                     continue;
                 }
-                // Two there are from the beginning, and one more each two seconds.
-                let known = (2 + now / (2_000 * MS)).min(self.dbs.len() as u64);
-                let i = self.world.random(0..known);
-                let db = self.dbs[usize::try_from(i).unwrap_or(0)].clone();
+                let i = self.world.random(0..self.dbs.len() as u64);
+                let i = usize::try_from(i).unwrap_or(0);
+                let db = self.dbs[i].clone();
+                // Two there are from the beginning, the others sooner or later.
+                let is_there = self.world.nodes[&id].disk.dbs.contains_key(&db);
+                if i >= 2 && !is_there && !self.is_peace && !self.world.one_in(60) {
+                    continue;
+                }
+                let is_long = now < self.world.long_writes_until && self.world.one_in(3);
                 let lasts = match self.world.random(0..200) {
+                    _ if is_long => self.world.random(20 * MS..1_500 * MS),
                     0 => 1_500 * MS,
                     1..10 => 60 * MS,
                     _ => MS,
@@ -151,7 +164,12 @@ impl Chaos {
     }
 
     fn act(&mut self) {
-        match self.world.random(0..100) {
+        // A plot is given its time.
+        if !self.world.plots.is_empty() && !self.world.one_in(4) {
+            return;
+        }
+        match self.world.random(0..140) {
+            100.. => self.world.plot(),
             0..14 => self.kill(),
             14..17 => self.kill_all(),
             17..30 => self.pause(),
@@ -229,8 +247,11 @@ impl Chaos {
     }
 
     fn heal(&mut self) {
-        self.world.note(|| "heal".to_owned());
-        self.world.cut.clear();
+        let is_partly = self.world.one_in(3);
+        self.world.note(|| format!("heal, partly {is_partly}"));
+        let keep = self.world.random(0..u64::MAX);
+        let is_kept = |(a, b): &(u64, u64)| is_partly && keep >> ((a * 7 + b) % 64) & 1 == 1;
+        self.world.cut.retain(is_kept);
     }
 
     fn slow_net(&mut self) {
@@ -300,6 +321,8 @@ impl Chaos {
             return;
         }
         self.world.note(|| "peace".to_owned());
+        self.is_peace = true;
+        self.world.end_plots();
         self.world.cut.clear();
         self.world.delay = 100..MS;
         self.world.lose_percent = 0;
@@ -312,6 +335,7 @@ impl Chaos {
                 false => self.revive(id),
             }
         }
+        self.last_blow();
         let end = self.world.now + HEAL;
         let before = self.world.client.committed.len();
         loop {
@@ -347,6 +371,26 @@ impl Chaos {
                 let state = self.state();
                 self.world.note(|| state);
             }
+        }
+        if let Some(gone) = gone {
+            self.revive(gone);
+        }
+        self.is_peace = false;
+    }
+
+    /// One process more dies, at a bad moment, and is back at once.
+    fn last_blow(&mut self) {
+        if self.world.one_in(3) {
+            return;
+        }
+        self.world.plot_short_death();
+        let end = self.world.now + 2_000 * MS;
+        while self.world.failure.is_none() && self.world.now < end && !self.world.plots.is_empty() {
+            self.pass(20 * MS);
+        }
+        self.world.plots.clear();
+        while self.world.failure.is_none() && !self.world.reliefs.is_empty() {
+            self.pass(20 * MS);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::mutants::{Mutant, is_on};
+use super::plots::Moment;
 use super::raft::is_quorum;
 use super::store::{Disk, Tx};
 use super::world::{Id, MS, Us, What, World};
@@ -141,6 +142,7 @@ impl World {
             return;
         }
         // The kernel writes it, and the daemon captures it later.
+        let is_first = copy.log.is_empty() && copy.wal.is_empty();
         copy.writer = None;
         copy.wal.push(writer);
         let committed = Committed {
@@ -150,6 +152,9 @@ impl World {
             epoch: None,
         };
         self.client.commit(committed);
+        if is_first {
+            self.moment(id, Moment::Created);
+        }
         let db = db.clone();
         self.after(id, 500..5 * MS, What::Capture { db });
     }
@@ -183,10 +188,6 @@ impl World {
             self.doubt(id, db);
             return;
         }
-        let copy = self.node(id).disk.dbs.get_mut(db).expect("a database");
-        if !is_on(Mutant::OwnLogNotSynced) {
-            copy.sync();
-        }
         let waiting = Waiting {
             node: id,
             db: db.clone(),
@@ -194,16 +195,23 @@ impl World {
             writer,
             pos,
             epoch,
-            is_here: true,
+            is_here: is_on(Mutant::OwnLogNotSynced),
             until: self.now + PATIENCE,
         };
         let no = self.no();
         self.client.waiting.insert(no, waiting);
-        self.wait_for_others(id, no);
+        self.moment(id, Moment::Logged);
+        if pos.txid.0 == 1 {
+            self.moment(id, Moment::Created);
+        }
+        // Its own sync comes first; the others have it on its way already.
+        let slow = if self.one_in(8) { 150 * MS } else { 3 * MS };
+        self.after(id, 50..slow, What::Waits { no });
     }
 
     fn doubt(&mut self, id: Id, db: &DbName) {
         self.count("a commit in doubt");
+        self.moment(id, Moment::InDoubt);
         if let Some(copy) = self.node(id).disk.dbs.get_mut(db) {
             copy.is_in_doubt = true;
             copy.writer = None;
@@ -216,6 +224,10 @@ impl World {
             return;
         };
         let (db, pos, epoch, is_here) = (w.db.clone(), w.pos, w.epoch, w.is_here);
+        if !is_here {
+            self.sync_own(id, no, &db);
+        }
+        let is_here = true;
         if self.majority_has(id, epoch, &db, pos, is_here) {
             let w = self.client.waiting.remove(&no).expect("looked up before");
             if let Some(copy) = self.copy_of_writer(id, &db, w.writer) {
@@ -227,6 +239,10 @@ impl World {
                 node: id,
                 epoch: Some(epoch),
             });
+            self.moment(id, Moment::Committed);
+            if pos.txid.0 == 1 {
+                self.moment(id, Moment::CreatedForGood);
+            }
             return;
         }
         let until = self.client.waiting[&no].until;
@@ -237,6 +253,16 @@ impl World {
         }
         // Acknowledgements wake it too.
         self.after(id, 500..LOOK / 4, What::Waits { no });
+    }
+
+    /// What was logged is on disk here.
+    fn sync_own(&mut self, id: Id, no: u64, db: &DbName) {
+        if let Some(copy) = self.node(id).disk.dbs.get_mut(db) {
+            copy.sync();
+        }
+        if let Some(w) = self.client.waiting.get_mut(&no) {
+            w.is_here = true;
+        }
     }
 
     pub(crate) fn majority_has(

@@ -35,6 +35,8 @@ pub(crate) enum Mutant {
     ReopenedAfterFence,
     /// As it was: a winner waits for a position that the other node has left behind, or lost.
     WaitsForever,
+    /// That a tenure is accepted is told to who led it, whoever was elected meanwhile. Does no harm by itself.
+    ToldToTheOld,
     /// As it was: that a tenure is accepted is told once, not again after a restart.
     ToldOnce,
     /// As it was: what came as a copy of pages is never acknowledged as being on disk.
@@ -63,15 +65,46 @@ pub(crate) enum Mutant {
     EmptyDiskKeepsId,
 }
 
+/// All of them, to be named from outside.
+pub(crate) const ALL: [Mutant; 27] = [
+    Mutant::LowerEpochTaken,
+    Mutant::FirstReport,
+    Mutant::TxidOnly,
+    Mutant::CopyKeepsEpoch,
+    Mutant::CompactedKeepsEpoch,
+    Mutant::OldTenureAcks,
+    Mutant::UnacceptedCounts,
+    Mutant::AckByTxid,
+    Mutant::LeaseIgnored,
+    Mutant::AcceptedLate,
+    Mutant::CommitAfterFence,
+    Mutant::ReopenedAfterFence,
+    Mutant::WaitsForever,
+    Mutant::ToldToTheOld,
+    Mutant::ToldOnce,
+    Mutant::CopyNotAcked,
+    Mutant::RestartNotAcked,
+    Mutant::GivenUpForNothing,
+    Mutant::NoBarrier,
+    Mutant::FenceSkipped,
+    Mutant::MinorityFenced,
+    Mutant::OpensBeforeFetch,
+    Mutant::AckBeforeSync,
+    Mutant::OwnLogNotSynced,
+    Mutant::AcceptedForgotten,
+    Mutant::BranchDropped,
+    Mutant::EmptyDiskKeepsId,
+];
+
 thread_local! {
-    static MUTANT: Cell<Option<Mutant>> = const { Cell::new(None) };
+    static MUTANTS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Puts a fault into all nodes of this thread.
-pub(crate) fn set(mutant: Option<Mutant>) {
-    MUTANT.set(mutant);
+/// Puts faults into all nodes of this thread, in place of those before.
+pub(crate) fn set(mutants: &[Mutant]) {
+    MUTANTS.set(mutants.iter().fold(0, |all, m| all | 1 << *m as u64));
 }
 
 pub(crate) fn is_on(mutant: Mutant) -> bool {
-    MUTANT.get() == Some(mutant)
+    MUTANTS.get() & 1 << mutant as u64 != 0
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::plots::Moment;
 use super::world::{Id, Us, World};
 
 const HEARTBEAT: Us = 100_000;
@@ -210,6 +211,7 @@ impl World {
             self.step_down(voter, term);
         }
         self.note(|| format!("{id} is elected in {term}"));
+        self.moment(id, Moment::Elected);
         let due = self.clock(id);
         let node = self.node(id);
         node.raft.leader = Some(id);

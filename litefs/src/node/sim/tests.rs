@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chaos::{self, Failure, Report};
-use super::mutants::{self, Mutant};
+use super::mutants::{ALL, Mutant, set};
 use super::world::Counts;
 
 fn env(name: &str) -> Option<u64> {
@@ -14,12 +14,12 @@ fn env(name: &str) -> Option<u64> {
 }
 
 /// Runs seeds on all processors until one fails.
-fn run_seeds(first: u64, count: u64, mutant: Option<Mutant>) -> Result<Vec<Report>, Failure> {
+fn run_seeds(first: u64, count: u64, mutants: &[Mutant]) -> Result<Vec<Report>, Failure> {
     let next = AtomicU64::new(first);
     let worst = AtomicU64::new(u64::MAX);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || {
-        mutants::set(mutant);
+        set(mutants);
         let mut done = Vec::new();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -69,7 +69,7 @@ fn explain(failure: &Failure) -> String {
 fn whatever_happens_the_invariants_hold() {
     let count = env("LITEFS_SIM_SEEDS").unwrap_or(2000);
     let first = env("LITEFS_SIM_FIRST").unwrap_or(0);
-    let reports = match run_seeds(first, count, None) {
+    let reports = match run_seeds(first, count, &[]) {
         Ok(reports) => reports,
         Err(failure) => panic!("{}", explain(&failure)),
     };
@@ -99,24 +99,38 @@ fn a_seed_replays() {
 }
 
 /// Returns the first seed that notices a fault.
-fn found(mutant: Mutant, within: u64) {
-    match run_seeds(0, within, Some(mutant)) {
-        Ok(_) => panic!("{mutant:?} is not found by {within} seeds"),
+fn found(mutants: &[Mutant], within: u64) {
+    match run_seeds(0, within, mutants) {
+        Ok(_) => panic!("{mutants:?} is not found by {within} seeds"),
         Err(failure) => println!(
-            "{:<22} seed {:>5} of {within}: {}",
-            format!("{mutant:?}"),
+            "{:<38} seed {:>5} of {within}: {}",
+            format!("{mutants:?}"),
             failure.seed,
             failure.what.lines().next().unwrap_or_default()
         ),
     }
 }
 
+/// `LITEFS_SIM_MUTANTS=A,B` says which rules are off at once.
+#[test]
+fn faults_that_are_asked_for_are_found() {
+    let Ok(names) = std::env::var("LITEFS_SIM_MUTANTS") else {
+        return;
+    };
+    let named = |name: &str| ALL.into_iter().find(|m| format!("{m:?}") == name);
+    let all: Vec<Mutant> = names
+        .split(',')
+        .map(|name| named(name).expect("the name of a fault"))
+        .collect();
+    found(&all, env("LITEFS_SIM_SEEDS").unwrap_or(2000));
+}
+
 macro_rules! mutant_is_found {
-    ($($name:ident: $mutant:ident within $within:literal,)*) => {
+    ($($name:ident: $($mutant:ident)and+ within $within:literal,)*) => {
         $(
             #[test]
             fn $name() {
-                found(Mutant::$mutant, $within);
+                found(&[$(Mutant::$mutant),+], $within);
             }
         )*
     };
