@@ -56,6 +56,7 @@ pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
     }
     world.raft_form(&(1..=n).collect());
     world.short_logs = if world.one_in(3) { 4 } else { 25 };
+    world.compactions = if world.one_in(3) { 2 } else { 10 };
     let mut chaos = Chaos {
         world,
         dbs,

@@ -205,7 +205,8 @@ impl World {
             self.moment(id, Moment::Created);
         }
         // Its own sync comes first; the others have it on its way already.
-        let slow = if self.one_in(8) { 150 * MS } else { 3 * MS };
+        let usual = if self.one_in(8) { 150 * MS } else { 3 * MS };
+        let slow = usual.max(self.nodes[&id].slow_disk);
         self.after(id, 50..slow, What::Waits { no });
     }
 

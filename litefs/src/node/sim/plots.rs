@@ -105,7 +105,9 @@ enum Strike {
     Thaw,
     Stall(Thread, Range<Us>),
     BreakStreams,
-    SlowAccept(Us, Range<Us>),
+    /// Programs begin to write in all databases.
+    BeginWrites(Range<Us>),
+    SlowDisk(Us, Range<Us>),
 }
 
 #[derive(Debug, Clone)]
@@ -132,7 +134,7 @@ pub(crate) enum Relief {
     /// Machines can reach each other again.
     Join(Vec<(u64, u64)>),
     Thaw(u64),
-    FastAccept(Id),
+    FastDisk(Id),
 }
 
 fn scene(moment: Moment, place: Place, strikes: impl Into<Vec<(Whom, Strike)>>) -> Scene {
@@ -147,7 +149,7 @@ impl World {
     /// Lays a plot of any kind.
     pub(crate) fn plot(&mut self) {
         use Moment::{
-            Committed, Created, CreatedForGood, Demoted, Elected, Fenced, Logged, Opened, Sent,
+            Accepted, Committed, Created, CreatedForGood, Demoted, Elected, Fenced, Logged, Opened, Sent,
             TookPages, TookRecords,
         };
         use Place::{Anywhere, AtHero, Elsewhere};
@@ -179,6 +181,11 @@ impl World {
                 let note = Strike::Stall(Thread::Accept, 300 * MS..1_500 * MS);
                 vec![
                     scene(Opened, Anywhere, [(OneOther, note)]),
+                    scene(
+                        Accepted,
+                        Elsewhere,
+                        [(Here, Strike::Stall(Thread::Receiver, 700 * MS..2_000 * MS))],
+                    ),
                     scene(TookRecords, Elsewhere, [(Hero, Strike::Pause(long.clone()))]),
                     scene(Elected, Elsewhere, [(Hero, Strike::PartFromHere(long))]),
                     scene(Fenced, Elsewhere, [(Hero, Strike::Resume(50 * MS..900 * MS))]),
@@ -188,11 +195,12 @@ impl World {
             2 => {
                 self.slow_disks(2_000 * MS..6_000 * MS);
                 let short = 580 * MS..1_000 * MS;
-                let (end, last) = (self.some_end(), self.some_end());
+                let (end, last) = (self.some_rest(), self.some_end());
                 vec![
                     scene(Committed, Anywhere, [(Here, Strike::Pause(short))]),
                     scene(Opened, Elsewhere, [(Here, end)]),
                     scene(Opened, AtHero, []),
+                    scene(Logged, AtHero, []),
                     scene(Committed, AtHero, [(Here, last), (Others, Strike::Resume(0..500 * MS))]),
                 ]
             }
@@ -202,13 +210,22 @@ impl World {
             }
             // Who sends has looked whether it may, and does so much later.
             4 => {
-                let until = self.now + self.random(1_000 * MS..3_000 * MS);
-                self.long_writes_until = self.long_writes_until.max(until);
-                let late = Strike::Stall(Thread::Sender, 20 * MS..1_200 * MS);
+                let late = Strike::Stall(Thread::Sender, 50 * MS..700 * MS);
                 vec![
-                    scene(Logged, Anywhere, [(Here, Strike::Pause(560 * MS..1_000 * MS))]),
-                    scene(Elected, Elsewhere, [(Here, Strike::PartFromRest(long))]),
-                    scene(Demoted, AtHero, [(Here, late)]),
+                    scene(
+                        Logged,
+                        Anywhere,
+                        [
+                            (Here, Strike::BeginWrites(600 * MS..1_300 * MS)),
+                            (Here, Strike::Pause(560 * MS..800 * MS)),
+                        ],
+                    ),
+                    scene(Elected, Elsewhere, [(Here, Strike::PartFromRest(long.clone()))]),
+                    scene(
+                        Demoted,
+                        AtHero,
+                        [(Here, late), (Here, Strike::SlowDisk(3_000 * MS, long))],
+                    ),
                 ]
             }
             // A database that only one node knows, and one of the same name elsewhere.
@@ -309,6 +326,15 @@ impl World {
         Strike::Stall(threads[usize::try_from(i).unwrap_or(0)], MS..longest)
     }
 
+    /// Something that ends a tenure, and not the process.
+    fn some_rest(&mut self) -> Strike {
+        let time = 600 * MS..1_500 * MS;
+        match self.one_in(2) {
+            true => Strike::Pause(time),
+            false => Strike::CutOff(time),
+        }
+    }
+
     /// Something that may end a tenure.
     fn some_end(&mut self) -> Strike {
         let time = match self.random(0..3) {
@@ -331,7 +357,7 @@ impl World {
         for id in self.ids() {
             if self.random(0..3) > 0 {
                 let slowest = self.random(100 * MS..2_500 * MS);
-                self.hit(id, &Strike::SlowAccept(slowest, time.clone()), id, id);
+                self.hit(id, &Strike::SlowDisk(slowest, time.clone()), id, id);
             }
         }
     }
@@ -423,10 +449,17 @@ impl World {
                 let until = self.now + self.random(time.clone());
                 self.node(id).stalled.insert(thread, until);
             }
+            Strike::BeginWrites(time) => {
+                let dbs: Vec<_> = node.disk.dbs.keys().cloned().collect();
+                for db in dbs {
+                    let lasts = self.random(time.clone());
+                    self.write(id, &db, lasts);
+                }
+            }
             Strike::BreakStreams => self.reset_streams(id),
-            Strike::SlowAccept(slowest, time) => {
-                node.slow_accept = *slowest;
-                self.relief(time, Relief::FastAccept(id));
+            Strike::SlowDisk(slowest, time) => {
+                node.slow_disk = *slowest;
+                self.relief(time, Relief::FastDisk(id));
             }
         }
     }
@@ -456,8 +489,8 @@ impl World {
         match relief {
             Relief::Start(id) if self.nodes.contains_key(&id) => self.start(id),
             Relief::Resume(id) if self.nodes.contains_key(&id) => self.set_paused(id, false, false),
-            Relief::FastAccept(id) if self.nodes.contains_key(&id) => self.node(id).slow_accept = 0,
-            Relief::Start(_) | Relief::Resume(_) | Relief::FastAccept(_) => {}
+            Relief::FastDisk(id) if self.nodes.contains_key(&id) => self.node(id).slow_disk = 0,
+            Relief::Start(_) | Relief::Resume(_) | Relief::FastDisk(_) => {}
             Relief::Join(pairs) => pairs.iter().for_each(|pair| {
                 self.cut.remove(pair);
             }),
@@ -475,7 +508,7 @@ impl World {
         }
         for node in self.nodes.values_mut() {
             node.stalled.clear();
-            node.slow_accept = 0;
+            node.slow_disk = 0;
         }
     }
 }

@@ -287,6 +287,8 @@ impl World {
 
     /// Notes, away from the stream, that this node has all that a tenure began with.
     pub(crate) fn accept_soon(&mut self, id: Id, epoch: u64) {
+        let process = self.process(id);
+        process.accepted_from = process.target;
         let node = &self.nodes[&id];
         if node.disk.accepted >= epoch {
             // After a restart: the primary may never have heard of it.
@@ -312,7 +314,7 @@ impl World {
 
     fn accepting_takes(&mut self, id: Id) -> Us {
         let usual = if self.one_in(4) { 150 * MS } else { 5 * MS };
-        usual.max(self.nodes[&id].slow_accept)
+        usual.max(self.nodes[&id].slow_disk)
     }
 
     pub(crate) fn accept_written(&mut self, id: Id, epoch: u64) {
@@ -334,7 +336,7 @@ impl World {
         let raft = &self.nodes[&id].raft;
         let epoch = process.acceptance;
         let is_old = is_on(Mutant::ToldToTheOld);
-        let leader = if is_old { process.target } else { raft.leader };
+        let leader = if is_old { process.accepted_from } else { raft.leader };
         let Some(leader) = leader.filter(|leader| *leader != id) else {
             return;
         };

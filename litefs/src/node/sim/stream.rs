@@ -390,7 +390,7 @@ impl World {
                 let peer = end_of(&log[..from + txs.len()]);
                 let own = self.nodes[&server].disk.dbs[db].label;
                 let knows_end = peer == end && !is_on(Mutant::CompactedKeepsEpoch);
-                let label = match (self.one_in(10), txs.last()) {
+                let label = match (self.one_in(self.compactions), txs.last()) {
                     (true, _) if knows_end => own,
                     (true, _) | (_, None) => 0,
                     (false, Some(last)) => last.epoch,

@@ -57,6 +57,8 @@ pub(crate) struct Process {
     pub(crate) is_accepting: bool,
     /// Tenure of which others are to be told that it is accepted, and that of which the primary knows.
     pub(crate) acceptance: u64,
+    /// Who was followed when it was being accepted.
+    pub(crate) accepted_from: Option<Id>,
     pub(crate) told: u64,
     pub(crate) tell_at: Us,
     pub(crate) change: Option<Change>,
@@ -81,8 +83,8 @@ pub(crate) struct Node {
     pub(crate) is_changing_members: bool,
     /// Threads that the machine does not let run, and until when.
     pub(crate) stalled: BTreeMap<Thread, Us>,
-    /// How long each half of accepting a tenure may take: a slow disk.
-    pub(crate) slow_accept: Us,
+    /// How long a sync may take, for a commit or for one of the halves of accepting a tenure.
+    pub(crate) slow_disk: Us,
     pub(crate) disk: Disk,
     pub(crate) process: Process,
     backlog: VecDeque<What>,
@@ -219,6 +221,8 @@ pub(crate) struct World {
     pub(crate) double_percent: u32,
     /// One in how many times the log does not reach back to where a replica is.
     pub(crate) short_logs: u64,
+    /// One in how many times what is sent is compacted.
+    pub(crate) compactions: u64,
     pub(crate) client: Client,
     pub(crate) counts: Counts,
     invariants: Vec<Box<dyn Invariant>>,
@@ -250,6 +254,7 @@ impl World {
             stalls: 200,
             double_percent: 0,
             short_logs: 25,
+            compactions: 10,
             client: Client::default(),
             counts: Counts::new(),
             invariants: invariants::all(),
@@ -338,7 +343,7 @@ impl World {
             raft_patience: self.random(110_000..570_000),
             is_changing_members: false,
             stalled: BTreeMap::new(),
-            slow_accept: 0,
+            slow_disk: 0,
             disk: Disk::default(),
             process: Process::default(),
             backlog: VecDeque::new(),
