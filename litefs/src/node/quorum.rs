@@ -1,4 +1,4 @@
-//! Commits that return once a majority of the voters has them on disk, or all but so many (`backlog`).
+//! Commits that return once a majority of the voters has them on disk, or all but so many (`decide::backlog`).
 //!
 //! What holds:
 //! - INV-QUORUM-1: which acknowledgements count (`decide::acks`);
@@ -16,8 +16,8 @@ use consensus::{Cluster, Durability, NodeId, View};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
-use super::backlog::Backlog;
 use super::decide::acks::Acks;
+use super::decide::backlog::Backlog;
 use super::decide::epochs;
 use crate::db::{CommitGate, Db, NodeContext};
 use crate::ltx::{Pos, Txid};
@@ -48,6 +48,8 @@ pub(super) struct Quorum {
     changed: Condvar,
     /// The cluster's settings have been known once.
     knows_settings: AtomicBool,
+    /// Times are counted from here.
+    begin: Instant,
     /// Voters there will be, while they change.
     coming: Mutex<Option<BTreeSet<NodeId>>>,
 }
@@ -61,6 +63,7 @@ impl Quorum {
             known: Mutex::default(),
             changed: Condvar::new(),
             knows_settings: AtomicBool::new(false),
+            begin: Instant::now(),
             coming: Mutex::default(),
         })
     }
@@ -105,7 +108,7 @@ impl Quorum {
         pos: Pos,
         bound: (u64, u64),
     ) -> bool {
-        let now = Instant::now();
+        let now = self.begin.elapsed();
         if known.epoch != epoch {
             known.epoch = epoch;
             known.backlogs.clear();

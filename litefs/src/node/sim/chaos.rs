@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use super::client::Promise;
 use super::mutants::{Mutant, is_on};
+use super::raft::Durability;
 use super::world::{Counts, Id, MACHINE, MS, Us, World};
 use crate::replication::DbName;
 
@@ -44,17 +46,16 @@ pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
         .iter()
         .map(|name| name.parse().expect("a name"))
         .collect();
-    for db in &dbs {
-        if world.random(0..3) > 0 {
-            world.client.quorum_dbs.insert(db.clone());
-        }
-    }
+    let durabilities: Vec<_> = dbs
+        .iter()
+        .map(|db| (db.clone(), some_durability(&mut world)))
+        .collect();
     let n = if world.one_in(5) { 5 } else { 3 };
     for id in 1..=n {
         world.add(id);
         world.start(id);
     }
-    world.raft_form(&(1..=n).collect());
+    world.raft_form(&(1..=n).collect(), &durabilities);
     world.short_logs = if world.one_in(3) { 4 } else { 25 };
     world.compactions = if world.one_in(3) { 2 } else { 10 };
     let mut chaos = Chaos {
@@ -66,12 +67,14 @@ pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
     chaos.live();
     let world = &mut chaos.world;
     let commits = world.client.committed.iter();
-    let quorum = commits.filter(|c| c.epoch.is_some()).count() as u64;
-    let all = world.client.committed.len() as u64;
-    world.counts.insert("commits of a quorum", quorum);
-    world
-        .counts
-        .insert("commits that wait for nobody", all - quorum);
+    for commit in commits {
+        let of = match commit.promise {
+            Promise::Nobody => "commits that wait for nobody",
+            Promise::Bounded { .. } => "commits with a bound",
+            Promise::Quorum { .. } => "commits of a quorum",
+        };
+        *world.counts.entry(of).or_default() += 1;
+    }
     match world.failure.take() {
         None => Ok(Report {
             trace: world.trace,
@@ -82,6 +85,17 @@ pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
             what,
             story: world.story(),
         }),
+    }
+}
+
+fn some_durability(world: &mut World) -> Durability {
+    match world.random(0..6) {
+        0 => Durability::Async,
+        1 => Durability::Bounded {
+            ms: world.random(20..500),
+            transactions: world.random(0..8),
+        },
+        _ => Durability::Quorum,
     }
 }
 
@@ -169,8 +183,10 @@ impl Chaos {
         if !self.world.plots.is_empty() && !self.world.one_in(4) {
             return;
         }
-        match self.world.random(0..140) {
-            100.. => self.world.plot(),
+        match self.world.random(0..150) {
+            140..146 => self.set_durability(),
+            146.. => self.drop_db(),
+            100..140 => self.world.plot(),
             0..14 => self.kill(),
             14..17 => self.kill_all(),
             17..30 => self.pause(),
@@ -187,6 +203,22 @@ impl Chaos {
             }
             _ => {}
         }
+    }
+
+    fn any_db(&mut self) -> DbName {
+        let i = self.world.random(0..self.dbs.len() as u64);
+        self.dbs[usize::try_from(i).unwrap_or(0)].clone()
+    }
+
+    fn set_durability(&mut self) {
+        let (on, db) = (self.victim(), self.any_db());
+        let durability = some_durability(&mut self.world);
+        self.world.raft_set(on, &db, durability);
+    }
+
+    fn drop_db(&mut self) {
+        let (on, db) = (self.victim(), self.any_db());
+        self.world.drop_db(on, &db);
     }
 
     fn kill(&mut self) {

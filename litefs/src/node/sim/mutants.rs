@@ -45,6 +45,10 @@ pub(crate) enum Mutant {
     RestartNotAcked,
     /// As it was: who tried to give the role away does not act any more, although nothing came of it.
     GivenUpForNothing,
+    /// As it was: what a bound allows begins anew with each tenure, and with each change of the durability.
+    BacklogBeginsEmpty,
+    /// A bound is not looked at.
+    BoundIgnored,
     /// As it was: voters change whatever the new ones have on disk.
     NoBarrier,
     /// The winner asks nobody.
@@ -66,7 +70,7 @@ pub(crate) enum Mutant {
 }
 
 /// All of them, to be named from outside.
-pub(crate) const ALL: [Mutant; 27] = [
+pub(crate) const ALL: [Mutant; 29] = [
     Mutant::LowerEpochTaken,
     Mutant::FirstReport,
     Mutant::TxidOnly,
@@ -85,6 +89,8 @@ pub(crate) const ALL: [Mutant; 27] = [
     Mutant::CopyNotAcked,
     Mutant::RestartNotAcked,
     Mutant::GivenUpForNothing,
+    Mutant::BacklogBeginsEmpty,
+    Mutant::BoundIgnored,
     Mutant::NoBarrier,
     Mutant::FenceSkipped,
     Mutant::MinorityFenced,

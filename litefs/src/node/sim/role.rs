@@ -158,7 +158,7 @@ impl World {
             }
             let copy = self.node(id).disk.dbs.get_mut(db).expect("a database");
             copy.sync();
-            let has = self.majority_has(id, epoch, db, *pos, true);
+            let has = self.majority_has(id, epoch, db, *pos, pos.txid, true);
             if self.tenure(id).is_none() || !has {
                 return true;
             }

@@ -90,6 +90,11 @@ pub(crate) enum Frame {
         epoch: u64,
         log: Vec<Tx>,
     },
+    Dropped {
+        db: DbName,
+        epoch: u64,
+        log: Vec<Tx>,
+    },
     Unknown,
     Mark {
         naks: u64,
@@ -379,12 +384,20 @@ impl World {
             other => other,
         };
         let from = usize::try_from(after.txid.0).unwrap_or(usize::MAX);
-        let sync = self.client.is_quorum(db);
+        let sync = self.nodes[&server].raft.waits(db);
         let log = copy.log.clone();
         // The log may not reach back so far.
         let is_short = lead == Lead::Log && self.one_in(self.short_logs);
         let (frame, peer) = match lead {
             Lead::Level => return true,
+            _ if log.last().is_some_and(|last| last.is_drop) => {
+                let frame = Frame::Dropped {
+                    db: db.clone(),
+                    epoch,
+                    log,
+                };
+                (frame, end)
+            }
             Lead::Log if !is_short => {
                 let txs: Vec<Tx> = log[from..].iter().take(BATCH).copied().collect();
                 let peer = end_of(&log[..from + txs.len()]);
@@ -451,7 +464,7 @@ impl World {
                 }
                 let dbs: Vec<DbName> = self.nodes[&id].disk.dbs.keys().cloned().collect();
                 for db in dbs {
-                    let is_quorum = self.client.is_quorum(&db);
+                    let is_quorum = self.nodes[&id].raft.waits(&db);
                     let copy = self.node(id).disk.dbs.get_mut(&db).expect("a database");
                     if is_quorum && !is_on(Mutant::RestartNotAcked) {
                         copy.sync();
@@ -469,6 +482,7 @@ impl World {
                 sync,
             } => self.take_records(id, no, db, epoch, after, &txs, label, sync),
             Frame::Pages { db, epoch, log } => self.take_pages(id, no, &db, epoch, log),
+            Frame::Dropped { db, epoch, log } => self.take_drop(id, no, &db, epoch, log),
             Frame::Unknown if is_follower => self.process(id).has_own = true,
             Frame::Unknown => {}
             Frame::Mark { naks } => {
@@ -580,6 +594,38 @@ impl World {
         }
         self.client.replaced(id, db, before);
         self.moment(id, Moment::TookPages);
+        self.ack(id, no, db);
+    }
+
+    /// As `Db::apply_drop`: the log begins anew, and the database is gone.
+    fn take_drop(&mut self, id: Id, no: u64, db: &DbName, epoch: u64, log: Vec<Tx>) {
+        let disk = &mut self.node(id).disk;
+        let may = epochs::may_take(epoch, disk.seen);
+        let was_primary = disk.was_primary;
+        let copy = disk.dbs.entry(db.clone()).or_default();
+        if !may || copy.is_primary {
+            self.break_conn(no);
+            return;
+        }
+        let (have, at) = (copy.pos(), end_of(&log));
+        if have == at {
+            self.ack(id, no, db);
+            return;
+        }
+        let is_own = was_primary && !copy.is_dropped() && !copy.log.is_empty();
+        let is_kept = have.txid > at.txid || is_own;
+        let before = std::mem::take(&mut copy.log);
+        *copy = Copy {
+            synced: log.len(),
+            label: copy.label,
+            log,
+            ..Copy::default()
+        };
+        if is_kept && !is_on(Mutant::BranchDropped) {
+            disk.quarantine.extend(before.iter().map(|tx| tx.id));
+            self.count("histories kept apart when a database is removed");
+        }
+        self.client.replaced(id, db, before);
         self.ack(id, no, db);
     }
 

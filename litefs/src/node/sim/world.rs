@@ -17,6 +17,7 @@ use super::stream::{Conn, Frame};
 use super::takeover::TakeOver;
 use crate::ltx::Pos;
 use crate::node::decide::acks::Acks;
+use crate::node::decide::backlog::Backlog;
 use crate::node::decide::takeover::Report;
 use crate::replication::DbName;
 
@@ -37,6 +38,8 @@ pub(crate) struct Process {
     pub(crate) given_up: u64,
     pub(crate) unfenced: bool,
     pub(crate) acks: Acks,
+    /// Of databases with a bound, in one tenure.
+    pub(crate) backlogs: (u64, BTreeMap<DbName, Backlog>),
     pub(crate) taking_over: Option<TakeOver>,
     /// Since when it tries to open writes, and in which epoch.
     pub(crate) trying: Option<(u64, Us)>,
