@@ -79,18 +79,19 @@ impl Quorum {
         self.changed.notify_all();
     }
 
-    /// Returns whether a majority has a transaction of a history that ends at `pos`; `here` whether this node is one of those.
+    /// Returns whether a majority has a transaction of the history in which positions are `is_ours`; `here` whether this node is
+    /// one of those.
     fn has(
         &self,
         acks: &mut Acks,
         epoch: u64,
         db: &DbName,
-        pos: Pos,
         txid: Txid,
+        is_ours: impl Fn(Pos) -> bool,
         here: bool,
     ) -> bool {
         let here = here.then_some(self.node.node_id);
-        let holders = acks.holders(epoch, db, pos, txid, here);
+        let holders = acks.holders(epoch, db, txid, is_ours, here);
         let coming = self.coming.lock();
         let of_coming = coming
             .as_ref()
@@ -114,8 +115,9 @@ impl Quorum {
             known.backlogs.clear();
         }
         let backlog = known.backlogs.entry(db.clone()).or_default();
-        backlog.add(pos.txid, now);
-        backlog.settle(|txid| self.has(&mut known.acks, epoch, db, pos, txid, true));
+        backlog.add(pos, now);
+        let acks = &mut known.acks;
+        backlog.settle(|txid, is_ours| self.has(acks, epoch, db, txid, is_ours, true));
         backlog.is_within(bound.0, bound.1, now)
     }
 
@@ -132,7 +134,7 @@ impl Quorum {
         let epoch = self.node.epoch.load(Ordering::Acquire);
         let is_here = db.sync_log().is_ok();
         let acks = &mut self.known.lock().acks;
-        self.has(acks, epoch, db.name(), pos, pos.txid, is_here)
+        self.has(acks, epoch, db.name(), pos.txid, |p| p == pos, is_here)
     }
 }
 
@@ -177,7 +179,10 @@ impl CommitGate for Quorum {
         loop {
             // Never those of an older tenure of this node: they may be of a history that lost.
             let may_return = match bound {
-                None => self.has(&mut known.acks, epoch, db.name(), pos, pos.txid, here),
+                None => {
+                    let acks = &mut known.acks;
+                    self.has(acks, epoch, db.name(), pos.txid, |p| p == pos, here)
+                }
                 Some(bound) => self.is_within(&mut known, epoch, db.name(), pos, bound),
             };
             if may_return {

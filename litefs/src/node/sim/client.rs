@@ -37,7 +37,9 @@ pub(crate) enum Promise {
         transactions: u64,
     },
     /// In this tenure, for a majority.
-    Quorum { epoch: u64 },
+    Quorum {
+        epoch: u64,
+    },
 }
 
 /// Writes were opened.
@@ -251,7 +253,7 @@ impl World {
         }
         let bound = self.client.waiting[&no].bound;
         let may_return = match bound {
-            None => self.majority_has(id, epoch, &db, pos, pos.txid, true),
+            None => self.majority_has(id, epoch, &db, pos.txid, |p| p == pos, true),
             Some(bound) => self.is_within(id, epoch, &db, pos, bound),
         };
         if may_return {
@@ -289,8 +291,8 @@ impl World {
             backlogs.clear();
         }
         let backlog = backlogs.entry(db.clone()).or_default();
-        backlog.add(pos.txid, now);
-        backlog.settle(|txid| self.majority_has(id, epoch, db, pos, txid, true));
+        backlog.add(pos, now);
+        backlog.settle(|txid, is_ours| self.majority_has(id, epoch, db, txid, is_ours, true));
         let is_within = backlog.is_within(bound.0, bound.1, now);
         self.process(id).backlogs = (epoch, backlogs);
         is_within || is_on(Mutant::BoundIgnored)
@@ -348,12 +350,15 @@ impl World {
         id: Id,
         epoch: u64,
         db: &DbName,
-        pos: Pos,
         txid: Txid,
+        is_ours: impl Fn(Pos) -> bool,
         is_here: bool,
     ) -> bool {
         let here = is_here.then_some(id);
-        let holders = self.process(id).acks.holders(epoch, db, pos, txid, here);
+        let holders = self
+            .process(id)
+            .acks
+            .holders(epoch, db, txid, is_ours, here);
         let mut sets = self.nodes[&id].raft.sets();
         if let Some(change) = &self.nodes[&id].process.change
             && !is_on(Mutant::NoBarrier)

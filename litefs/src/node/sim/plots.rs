@@ -91,7 +91,10 @@ enum Whom {
 /// A fault; times are from and to how long it lasts.
 #[derive(Debug, Clone)]
 enum Strike {
-    Die { is_power_cut: bool, back: Range<Us> },
+    Die {
+        is_power_cut: bool,
+        back: Range<Us>,
+    },
     Pause(Range<Us>),
     Resume(Range<Us>),
     /// No message and no stream, in or out.
@@ -149,8 +152,8 @@ impl World {
     /// Lays a plot of any kind.
     pub(crate) fn plot(&mut self) {
         use Moment::{
-            Accepted, Committed, Created, CreatedForGood, Demoted, Elected, Fenced, Logged, Opened, Sent,
-            TookPages, TookRecords,
+            Accepted, Committed, Created, CreatedForGood, Demoted, Elected, Fenced, Logged, Opened,
+            Sent, TookPages, TookRecords,
         };
         use Place::{Anywhere, AtHero, Elsewhere};
         use Whom::{Here, Hero, OneOther, Others};
@@ -160,7 +163,10 @@ impl World {
             // What a primary sent comes once its tenure is over, and so does the answer.
             0 => {
                 let wait = 700 * MS..3_000 * MS;
-                let mut late = vec![(Hero, Strike::Thaw), (Hero, Strike::Resume(4 * MS..40 * MS))];
+                let mut late = vec![
+                    (Hero, Strike::Thaw),
+                    (Hero, Strike::Resume(4 * MS..40 * MS)),
+                ];
                 if self.one_in(3) {
                     late.push((Here, self.some_stall(300 * MS)));
                 }
@@ -170,9 +176,16 @@ impl World {
                     scene(
                         Sent,
                         AtHero,
-                        [(Here, Strike::Freeze(wait.clone())), (Here, Strike::Pause(wait))],
+                        [
+                            (Here, Strike::Freeze(wait.clone())),
+                            (Here, Strike::Pause(wait)),
+                        ],
                     ),
-                    scene(Elected, Elsewhere, [(Others, loops), (Hero, Strike::PartFromHere(long))]),
+                    scene(
+                        Elected,
+                        Elsewhere,
+                        [(Others, loops), (Hero, Strike::PartFromHere(long))],
+                    ),
                     scene(Fenced, Elsewhere, late),
                 ]
             }
@@ -186,9 +199,17 @@ impl World {
                         Elsewhere,
                         [(Here, Strike::Stall(Thread::Receiver, 700 * MS..2_000 * MS))],
                     ),
-                    scene(TookRecords, Elsewhere, [(Hero, Strike::Pause(long.clone()))]),
+                    scene(
+                        TookRecords,
+                        Elsewhere,
+                        [(Hero, Strike::Pause(long.clone()))],
+                    ),
                     scene(Elected, Elsewhere, [(Hero, Strike::PartFromHere(long))]),
-                    scene(Fenced, Elsewhere, [(Hero, Strike::Resume(50 * MS..900 * MS))]),
+                    scene(
+                        Fenced,
+                        Elsewhere,
+                        [(Hero, Strike::Resume(50 * MS..900 * MS))],
+                    ),
                 ]
             }
             // One primary, a short tenure of another, and the first again: others note none of it in time.
@@ -201,7 +222,11 @@ impl World {
                     scene(Opened, Elsewhere, [(Here, end)]),
                     scene(Opened, AtHero, []),
                     scene(Logged, AtHero, []),
-                    scene(Committed, AtHero, [(Here, last), (Others, Strike::Resume(0..500 * MS))]),
+                    scene(
+                        Committed,
+                        AtHero,
+                        [(Here, last), (Others, Strike::Resume(0..500 * MS))],
+                    ),
                 ]
             }
             3 => {
@@ -220,7 +245,11 @@ impl World {
                             (Here, Strike::Pause(560 * MS..800 * MS)),
                         ],
                     ),
-                    scene(Elected, Elsewhere, [(Here, Strike::PartFromRest(long.clone()))]),
+                    scene(
+                        Elected,
+                        Elsewhere,
+                        [(Here, Strike::PartFromRest(long.clone()))],
+                    ),
                     scene(
                         Demoted,
                         AtHero,
@@ -233,7 +262,11 @@ impl World {
                 let (one, other) = (self.some_end(), self.some_end());
                 vec![
                     scene(Created, Anywhere, [(Here, one)]),
-                    scene(Created, Elsewhere, [(Here, Strike::Freeze(20 * MS..900 * MS))]),
+                    scene(
+                        Created,
+                        Elsewhere,
+                        [(Here, Strike::Freeze(20 * MS..900 * MS))],
+                    ),
                     scene(CreatedForGood, Elsewhere, [(Here, other)]),
                 ]
             }
@@ -254,7 +287,11 @@ impl World {
                 (0..n).map(|_| self.any_scene()).collect()
             }
         };
-        self.lay(KINDS.get(kind).copied().unwrap_or("plot of any kind"), scenes.into(), 4_000 * MS);
+        self.lay(
+            KINDS.get(kind).copied().unwrap_or("plot of any kind"),
+            scenes.into(),
+            4_000 * MS,
+        );
     }
 
     /// Lays a plot in which a process dies at some moment, and is back before anybody is elected.
@@ -398,7 +435,11 @@ impl World {
                     Whom::OneOther => {
                         let others: Vec<Id> = others().collect();
                         let i = self.random(0..others.len().max(1) as u64);
-                        others.get(usize::try_from(i).unwrap_or(0)).copied().into_iter().collect()
+                        others
+                            .get(usize::try_from(i).unwrap_or(0))
+                            .copied()
+                            .into_iter()
+                            .collect()
                     }
                 };
                 for one in all {

@@ -102,7 +102,10 @@ impl Raft {
     }
 
     fn last(&self) -> (u64, usize) {
-        (self.log.last().map_or(0, |entry| entry.term), self.log.len())
+        (
+            self.log.last().map_or(0, |entry| entry.term),
+            self.log.len(),
+        )
     }
 
     /// Goes by what is committed.
@@ -153,7 +156,8 @@ impl World {
         for id in ids {
             let raft = &mut self.node(*id).raft;
             raft.log = vec![entry(None)];
-            raft.log.extend(dbs.iter().cloned().map(|db| entry(Some(db))));
+            raft.log
+                .extend(dbs.iter().cloned().map(|db| entry(Some(db))));
             raft.term = 1;
         }
     }
@@ -179,7 +183,10 @@ impl World {
     fn heartbeat(&mut self, id: Id) {
         let sent_at = self.clock(id);
         let term = self.nodes[&id].raft.term;
-        let (log, committed) = (self.nodes[&id].raft.log.clone(), self.nodes[&id].raft.committed);
+        let (log, committed) = (
+            self.nodes[&id].raft.log.clone(),
+            self.nodes[&id].raft.committed,
+        );
         // Who gave its lead away and still has it sends what it has, and no heartbeats.
         let is_silent = self.nodes[&id].raft.surrendered == term;
         let mut acked = BTreeSet::from([id]);

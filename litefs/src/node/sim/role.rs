@@ -158,7 +158,7 @@ impl World {
             }
             let copy = self.node(id).disk.dbs.get_mut(db).expect("a database");
             copy.sync();
-            let has = self.majority_has(id, epoch, db, *pos, pos.txid, true);
+            let has = self.majority_has(id, epoch, db, pos.txid, |p| p == *pos, true);
             if self.tenure(id).is_none() || !has {
                 return true;
             }
@@ -336,7 +336,11 @@ impl World {
         let raft = &self.nodes[&id].raft;
         let epoch = process.acceptance;
         let is_old = is_on(Mutant::ToldToTheOld);
-        let leader = if is_old { process.accepted_from } else { raft.leader };
+        let leader = if is_old {
+            process.accepted_from
+        } else {
+            raft.leader
+        };
         let Some(leader) = leader.filter(|leader| *leader != id) else {
             return;
         };

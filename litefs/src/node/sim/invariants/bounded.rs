@@ -48,7 +48,9 @@ impl Bounded {
                 lacking.len()
             ));
         }
-        let ages = lacking.iter().filter_map(|i| self.returned_at.get(&log[*i].id));
+        let ages = lacking
+            .iter()
+            .filter_map(|i| self.returned_at.get(&log[*i].id));
         // Clocks differ by some percent.
         let oldest = ages.min().map_or(0, |since| world.now - since);
         if oldest > ms * MS * 105 / 100 {
