@@ -4,7 +4,6 @@
 //! node has what its primary has, run the programs. End: programs, API, capture of what is left, unmount, sync.
 
 mod api;
-mod backlog;
 mod cluster_api;
 mod data_dir;
 mod decide;

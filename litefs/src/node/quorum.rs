@@ -1,4 +1,4 @@
-//! Commits that return once a majority of the voters has them on disk, or all but so many (`backlog`).
+//! Commits that return once a majority of the voters has them on disk, or all but so many (`decide::backlog`).
 //!
 //! What holds:
 //! - INV-QUORUM-1: which acknowledgements count (`decide::acks`);
@@ -16,8 +16,8 @@ use consensus::{Cluster, Durability, NodeId, View};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
-use super::backlog::Backlog;
 use super::decide::acks::Acks;
+use super::decide::backlog::Backlog;
 use super::decide::epochs;
 use crate::db::{CommitGate, Db, NodeContext};
 use crate::ltx::{Pos, Txid};
@@ -48,6 +48,8 @@ pub(super) struct Quorum {
     changed: Condvar,
     /// The cluster's settings have been known once.
     knows_settings: AtomicBool,
+    /// Times are counted from here.
+    begin: Instant,
     /// Voters there will be, while they change.
     coming: Mutex<Option<BTreeSet<NodeId>>>,
 }
@@ -61,6 +63,7 @@ impl Quorum {
             known: Mutex::default(),
             changed: Condvar::new(),
             knows_settings: AtomicBool::new(false),
+            begin: Instant::now(),
             coming: Mutex::default(),
         })
     }
@@ -76,18 +79,19 @@ impl Quorum {
         self.changed.notify_all();
     }
 
-    /// Returns whether a majority has a transaction of a history that ends at `pos`; `here` whether this node is one of those.
+    /// Returns whether a majority has a transaction of the history in which positions are `is_ours`; `here` whether this node is
+    /// one of those.
     fn has(
         &self,
         acks: &mut Acks,
         epoch: u64,
         db: &DbName,
-        pos: Pos,
         txid: Txid,
+        is_ours: impl Fn(Pos) -> bool,
         here: bool,
     ) -> bool {
         let here = here.then_some(self.node.node_id);
-        let holders = acks.holders(epoch, db, pos, txid, here);
+        let holders = acks.holders(epoch, db, txid, is_ours, here);
         let coming = self.coming.lock();
         let of_coming = coming
             .as_ref()
@@ -105,14 +109,15 @@ impl Quorum {
         pos: Pos,
         bound: (u64, u64),
     ) -> bool {
-        let now = Instant::now();
+        let now = self.begin.elapsed();
         if known.epoch != epoch {
             known.epoch = epoch;
             known.backlogs.clear();
         }
         let backlog = known.backlogs.entry(db.clone()).or_default();
-        backlog.add(pos.txid, now);
-        backlog.settle(|txid| self.has(&mut known.acks, epoch, db, pos, txid, true));
+        backlog.add(pos, now);
+        let acks = &mut known.acks;
+        backlog.settle(|txid, is_ours| self.has(acks, epoch, db, txid, is_ours, true));
         backlog.is_within(bound.0, bound.1, now)
     }
 
@@ -129,7 +134,7 @@ impl Quorum {
         let epoch = self.node.epoch.load(Ordering::Acquire);
         let is_here = db.sync_log().is_ok();
         let acks = &mut self.known.lock().acks;
-        self.has(acks, epoch, db.name(), pos, pos.txid, is_here)
+        self.has(acks, epoch, db.name(), pos.txid, |p| p == pos, is_here)
     }
 }
 
@@ -174,7 +179,10 @@ impl CommitGate for Quorum {
         loop {
             // Never those of an older tenure of this node: they may be of a history that lost.
             let may_return = match bound {
-                None => self.has(&mut known.acks, epoch, db.name(), pos, pos.txid, here),
+                None => {
+                    let acks = &mut known.acks;
+                    self.has(acks, epoch, db.name(), pos.txid, |p| p == pos, here)
+                }
                 Some(bound) => self.is_within(&mut known, epoch, db.name(), pos, bound),
             };
             if may_return {

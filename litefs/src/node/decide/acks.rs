@@ -49,26 +49,24 @@ impl Acks {
         }
     }
 
-    /// Returns who has a transaction of the history of a tenure's primary, which ends at `pos`; `here` is that node, if it
-    /// counts.
+    /// Returns who has a transaction of the history of a tenure's primary; `here` is that node, if it counts. `is_ours` says
+    /// whether a position is in that history, for those that are not before the transaction.
     ///
-    /// Nobody can be further than `pos`, but who still has another history, of a database that this tenure's primary had not
-    /// heard of when it was accepted. So where the histories are as long, they have to be the same.
+    /// Who accepted a tenure may still have another history, of a database that this tenure's primary had not heard of then: one
+    /// that is as long, or longer.
     pub(crate) fn holders(
         &mut self,
         epoch: u64,
         db: &DbName,
-        pos: Pos,
         txid: Txid,
+        is_ours: impl Fn(Pos) -> bool,
         here: Option<u64>,
     ) -> BTreeSet<u64> {
         let Some(acks) = self.of(epoch) else {
             return BTreeSet::new();
         };
-        let has = |durable: &Pos| {
-            let is_ours = *durable == pos || durable.txid < pos.txid;
-            durable.txid >= txid && (is_ours || mutated!(AckByTxid))
-        };
+        let has =
+            |durable: &Pos| durable.txid >= txid && (is_ours(*durable) || mutated!(AckByTxid));
         let has_say = |node: &u64| acks.accepted.contains(node) || mutated!(UnacceptedCounts);
         let others = acks.durable.get(db).into_iter().flatten();
         others
@@ -90,28 +88,24 @@ mod tests {
         }
     }
 
+    fn who_has(acks: &mut Acks, epoch: u64, pos: Pos, here: Option<u64>) -> BTreeSet<u64> {
+        let db: DbName = "a.db".parse().unwrap();
+        acks.holders(epoch, &db, pos.txid, |p| p == pos, here)
+    }
+
     #[test]
     fn what_was_acknowledged_in_another_tenure_does_not_count() {
         let mut acks = Acks::default();
         let db: DbName = "a.db".parse().unwrap();
         acks.accepted(7, 3);
         acks.acked(7, 3, &db, pos(100));
-        assert_eq!(
-            acks.holders(3, &db, pos(100), Txid(100), Some(1)),
-            [1, 7].into()
-        );
-        assert_eq!(
-            acks.holders(5, &db, pos(100), Txid(100), Some(1)),
-            [1].into()
-        );
+        assert_eq!(who_has(&mut acks, 3, pos(100), Some(1)), [1, 7].into());
+        assert_eq!(who_has(&mut acks, 5, pos(100), Some(1)), [1].into());
         acks.accepted(8, 3);
         acks.acked(8, 3, &db, pos(100));
-        assert!(
-            acks.holders(3, &db, pos(100), Txid(100), Some(1))
-                .is_empty(),
-            "a tenure that is over"
-        );
-        assert_eq!(acks.holders(5, &db, pos(100), Txid(100), None), [].into());
+        let over = who_has(&mut acks, 3, pos(100), Some(1));
+        assert!(over.is_empty(), "a tenure that is over");
+        assert_eq!(who_has(&mut acks, 5, pos(100), None), [].into());
     }
 
     #[test]
@@ -119,10 +113,10 @@ mod tests {
         let mut acks = Acks::default();
         let db: DbName = "a.db".parse().unwrap();
         acks.acked(7, 3, &db, pos(100));
-        assert!(acks.holders(3, &db, pos(100), Txid(100), None).is_empty());
+        assert!(who_has(&mut acks, 3, pos(100), None).is_empty());
         acks.accepted(7, 3);
-        assert_eq!(acks.holders(3, &db, pos(100), Txid(100), None), [7].into());
-        assert!(acks.holders(3, &db, pos(101), Txid(101), None).is_empty());
+        assert_eq!(who_has(&mut acks, 3, pos(100), None), [7].into());
+        assert!(who_has(&mut acks, 3, pos(101), None).is_empty());
     }
 
     #[test]
@@ -135,9 +129,18 @@ mod tests {
             post_apply_checksum: crate::ltx::Checksum::new(9),
             ..pos(100)
         };
-        assert!(acks.holders(3, &db, other, Txid(100), None).is_empty());
-        assert!(acks.holders(3, &db, pos(99), Txid(99), None).is_empty());
-        let later = acks.holders(3, &db, pos(101), Txid(100), None);
-        assert_eq!(later, [7].into(), "one of those before the last");
+        assert!(who_has(&mut acks, 3, other, None).is_empty());
+        assert!(who_has(&mut acks, 3, pos(99), None).is_empty());
+        let ours = [pos(99), pos(100), pos(101)];
+        let of = |acks: &mut Acks, ours: &[Pos]| {
+            acks.holders(3, &db, Txid(99), |p| ours.contains(&p), None)
+        };
+        assert_eq!(
+            of(&mut acks, &ours),
+            [7].into(),
+            "one of those before the last"
+        );
+        let of_others = of(&mut acks, &[pos(99), other, pos(101)]);
+        assert!(of_others.is_empty(), "shorter than ours, and another");
     }
 }

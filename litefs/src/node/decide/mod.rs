@@ -3,6 +3,7 @@
 //! The node runs these as they are, and so does the simulation (`node::sim`), under every fault it knows.
 
 pub(crate) mod acks;
+pub(crate) mod backlog;
 pub(crate) mod epochs;
 pub(crate) mod history;
 pub(crate) mod members;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use super::client::Promise;
 use super::mutants::{Mutant, is_on};
+use super::raft::Durability;
 use super::world::{Counts, Id, MACHINE, MS, Us, World};
 use crate::replication::DbName;
 
@@ -22,14 +24,17 @@ pub(crate) struct Failure {
     pub(crate) story: String,
 }
 
+/// How often faults go on for a while, and then all is well.
+const ROUNDS: u32 = 2;
 /// How long faults go on.
-const CHAOS: Us = 8_000 * MS;
+const CHAOS: Us = 5_000 * MS;
 /// How long a cluster may take, once all is well, until writes are open and all nodes are level.
 const HEAL: Us = 12_000 * MS;
 
 struct Chaos {
     world: World,
     dbs: Vec<DbName>,
+    is_peace: bool,
     /// Machines to start or to continue, and when.
     due: Vec<(Us, Id)>,
 }
@@ -37,35 +42,39 @@ struct Chaos {
 /// Runs one seed.
 pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
     let mut world = World::new(seed, keeps_log);
-    let dbs: Vec<DbName> = ["a", "b", "c", "d"]
+    let dbs: Vec<DbName> = ["a", "b", "c", "d", "e"]
         .iter()
         .map(|name| name.parse().expect("a name"))
         .collect();
-    for db in &dbs {
-        if world.random(0..3) > 0 {
-            world.client.quorum_dbs.insert(db.clone());
-        }
-    }
+    let durabilities: Vec<_> = dbs
+        .iter()
+        .map(|db| (db.clone(), some_durability(&mut world)))
+        .collect();
     let n = if world.one_in(5) { 5 } else { 3 };
     for id in 1..=n {
         world.add(id);
         world.start(id);
     }
-    world.raft_form(&(1..=n).collect());
+    world.raft_form(&(1..=n).collect(), &durabilities);
+    world.short_logs = if world.one_in(3) { 4 } else { 25 };
+    world.compactions = if world.one_in(3) { 2 } else { 10 };
     let mut chaos = Chaos {
         world,
         dbs,
+        is_peace: false,
         due: Vec::new(),
     };
     chaos.live();
     let world = &mut chaos.world;
     let commits = world.client.committed.iter();
-    let quorum = commits.filter(|c| c.epoch.is_some()).count() as u64;
-    let all = world.client.committed.len() as u64;
-    world.counts.insert("commits of a quorum", quorum);
-    world
-        .counts
-        .insert("commits that wait for nobody", all - quorum);
+    for commit in commits {
+        let of = match commit.promise {
+            Promise::Nobody => "commits that wait for nobody",
+            Promise::Bounded { .. } => "commits with a bound",
+            Promise::Quorum { .. } => "commits of a quorum",
+        };
+        *world.counts.entry(of).or_default() += 1;
+    }
     match world.failure.take() {
         None => Ok(Report {
             trace: world.trace,
@@ -79,15 +88,28 @@ pub(crate) fn run(seed: u64, keeps_log: bool) -> Result<Report, Failure> {
     }
 }
 
+fn some_durability(world: &mut World) -> Durability {
+    match world.random(0..6) {
+        0 => Durability::Async,
+        1 => Durability::Bounded {
+            ms: world.random(20..500),
+            transactions: world.random(0..8),
+        },
+        _ => Durability::Quorum,
+    }
+}
+
 impl Chaos {
     fn live(&mut self) {
-        let end = self.world.now + CHAOS;
-        while self.world.now < end && self.world.failure.is_none() {
-            let wait = self.world.random(10..300) * MS;
-            self.pass(wait);
-            self.act();
+        for _ in 0..ROUNDS {
+            let end = self.world.now + CHAOS;
+            while self.world.now < end && self.world.failure.is_none() {
+                let wait = self.world.random(10..300) * MS;
+                self.pass(wait);
+                self.act();
+            }
+            self.make_peace();
         }
-        self.make_peace();
     }
 
     /// Lets time pass, while programs write.
@@ -105,11 +127,17 @@ impl Chaos {
                 if !self.world.one_in(2) {
                     continue;
                 }
-                // Two there are from the beginning, and one more each two seconds.
-                let known = (2 + now / (2_000 * MS)).min(self.dbs.len() as u64);
-                let i = self.world.random(0..known);
-                let db = self.dbs[usize::try_from(i).unwrap_or(0)].clone();
+                let i = self.world.random(0..self.dbs.len() as u64);
+                let i = usize::try_from(i).unwrap_or(0);
+                let db = self.dbs[i].clone();
+                // Two there are from the beginning, the others sooner or later.
+                let is_there = self.world.nodes[&id].disk.dbs.contains_key(&db);
+                if i >= 2 && !is_there && !self.is_peace && !self.world.one_in(60) {
+                    continue;
+                }
+                let is_long = now < self.world.long_writes_until && self.world.one_in(3);
                 let lasts = match self.world.random(0..200) {
+                    _ if is_long => self.world.random(20 * MS..1_500 * MS),
                     0 => 1_500 * MS,
                     1..10 => 60 * MS,
                     _ => MS,
@@ -151,7 +179,14 @@ impl Chaos {
     }
 
     fn act(&mut self) {
-        match self.world.random(0..100) {
+        // A plot is given its time.
+        if !self.world.plots.is_empty() && !self.world.one_in(4) {
+            return;
+        }
+        match self.world.random(0..150) {
+            140..146 => self.set_durability(),
+            146.. => self.drop_db(),
+            100..140 => self.world.plot(),
             0..14 => self.kill(),
             14..17 => self.kill_all(),
             17..30 => self.pause(),
@@ -168,6 +203,22 @@ impl Chaos {
             }
             _ => {}
         }
+    }
+
+    fn any_db(&mut self) -> DbName {
+        let i = self.world.random(0..self.dbs.len() as u64);
+        self.dbs[usize::try_from(i).unwrap_or(0)].clone()
+    }
+
+    fn set_durability(&mut self) {
+        let (on, db) = (self.victim(), self.any_db());
+        let durability = some_durability(&mut self.world);
+        self.world.raft_set(on, &db, durability);
+    }
+
+    fn drop_db(&mut self) {
+        let (on, db) = (self.victim(), self.any_db());
+        self.world.drop_db(on, &db);
     }
 
     fn kill(&mut self) {
@@ -229,8 +280,11 @@ impl Chaos {
     }
 
     fn heal(&mut self) {
-        self.world.note(|| "heal".to_owned());
-        self.world.cut.clear();
+        let is_partly = self.world.one_in(3);
+        self.world.note(|| format!("heal, partly {is_partly}"));
+        let keep = self.world.random(0..u64::MAX);
+        let is_kept = |(a, b): &(u64, u64)| is_partly && keep >> ((a * 7 + b) % 64) & 1 == 1;
+        self.world.cut.retain(is_kept);
     }
 
     fn slow_net(&mut self) {
@@ -300,6 +354,8 @@ impl Chaos {
             return;
         }
         self.world.note(|| "peace".to_owned());
+        self.is_peace = true;
+        self.world.end_plots();
         self.world.cut.clear();
         self.world.delay = 100..MS;
         self.world.lose_percent = 0;
@@ -312,6 +368,7 @@ impl Chaos {
                 false => self.revive(id),
             }
         }
+        self.last_blow();
         let end = self.world.now + HEAL;
         let before = self.world.client.committed.len();
         loop {
@@ -347,6 +404,26 @@ impl Chaos {
                 let state = self.state();
                 self.world.note(|| state);
             }
+        }
+        if let Some(gone) = gone {
+            self.revive(gone);
+        }
+        self.is_peace = false;
+    }
+
+    /// One process more dies, at a bad moment, and is back at once.
+    fn last_blow(&mut self) {
+        if self.world.one_in(3) {
+            return;
+        }
+        self.world.plot_short_death();
+        let end = self.world.now + 2_000 * MS;
+        while self.world.failure.is_none() && self.world.now < end && !self.world.plots.is_empty() {
+            self.pass(20 * MS);
+        }
+        self.world.plots.clear();
+        while self.world.failure.is_none() && !self.world.reliefs.is_empty() {
+            self.pass(20 * MS);
         }
     }
 

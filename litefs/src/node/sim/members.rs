@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::mutants::{Mutant, is_on};
+use super::plots::Moment;
 use super::raft::is_quorum;
 use super::world::{Id, MACHINE, World};
 use crate::ltx::Txid;
@@ -100,6 +101,7 @@ impl World {
         let goal = change.goal.clone();
         if is_quorum(&vec![goal.clone()], &level) || is_on(Mutant::NoBarrier) {
             let is_begun = self.raft_change(id, goal);
+            self.moment(id, Moment::ChangesVoters);
             self.process(id).change = is_begun.then_some(Change { is_begun, ..change });
         } else if self.one_in(100) {
             self.process(id).change = None;

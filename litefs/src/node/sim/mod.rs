@@ -21,6 +21,7 @@ pub(crate) mod client;
 pub(crate) mod invariants;
 pub(crate) mod members;
 pub(crate) mod mutants;
+pub(crate) mod plots;
 pub(crate) mod raft;
 pub(crate) mod role;
 pub(crate) mod store;

@@ -1,8 +1,12 @@
 //! Faults put in on purpose, to see that the invariants notice them.
 //!
-//! Found, but by one seed in thousands, and not looked for in each run: `CopyKeepsEpoch` (698 of an earlier mix of faults),
-//! `CompactedKeepsEpoch` (5079). Not found by 6000 seeds: `LowerEpochTaken`, `OldTenureAcks`, `AckByTxid`, `AcceptedLate`,
-//! `CommitAfterFence`, `ToldOnce`, `RestartNotAcked`; those want plots.
+//! `tests` says which are found by how many seeds; docs/TESTING.md has the table. Not found:
+//! - `AcceptedLate` is covered twice: who accepts tells only who leads now, and only if no newer election is known, while a
+//!   fence is answered only once its election is known; so no old primary ever counts it. And what is noted late is true:
+//!   all that tenure began with was on disk;
+//! - `ToldToTheOld`, the other half: nothing is left to be told, as nothing is accepted after a fence.
+//!
+//! Both together should be found, and are not yet.
 
 use std::cell::Cell;
 
@@ -35,6 +39,8 @@ pub(crate) enum Mutant {
     ReopenedAfterFence,
     /// As it was: a winner waits for a position that the other node has left behind, or lost.
     WaitsForever,
+    /// That a tenure is accepted is told to who led it, whoever was elected meanwhile. Does no harm by itself.
+    ToldToTheOld,
     /// As it was: that a tenure is accepted is told once, not again after a restart.
     ToldOnce,
     /// As it was: what came as a copy of pages is never acknowledged as being on disk.
@@ -43,6 +49,10 @@ pub(crate) enum Mutant {
     RestartNotAcked,
     /// As it was: who tried to give the role away does not act any more, although nothing came of it.
     GivenUpForNothing,
+    /// As it was: what a bound allows begins anew with each tenure, and with each change of the durability.
+    BacklogBeginsEmpty,
+    /// A bound is not looked at.
+    BoundIgnored,
     /// As it was: voters change whatever the new ones have on disk.
     NoBarrier,
     /// The winner asks nobody.
@@ -63,15 +73,48 @@ pub(crate) enum Mutant {
     EmptyDiskKeepsId,
 }
 
+/// All of them, to be named from outside.
+pub(crate) const ALL: [Mutant; 29] = [
+    Mutant::LowerEpochTaken,
+    Mutant::FirstReport,
+    Mutant::TxidOnly,
+    Mutant::CopyKeepsEpoch,
+    Mutant::CompactedKeepsEpoch,
+    Mutant::OldTenureAcks,
+    Mutant::UnacceptedCounts,
+    Mutant::AckByTxid,
+    Mutant::LeaseIgnored,
+    Mutant::AcceptedLate,
+    Mutant::CommitAfterFence,
+    Mutant::ReopenedAfterFence,
+    Mutant::WaitsForever,
+    Mutant::ToldToTheOld,
+    Mutant::ToldOnce,
+    Mutant::CopyNotAcked,
+    Mutant::RestartNotAcked,
+    Mutant::GivenUpForNothing,
+    Mutant::BacklogBeginsEmpty,
+    Mutant::BoundIgnored,
+    Mutant::NoBarrier,
+    Mutant::FenceSkipped,
+    Mutant::MinorityFenced,
+    Mutant::OpensBeforeFetch,
+    Mutant::AckBeforeSync,
+    Mutant::OwnLogNotSynced,
+    Mutant::AcceptedForgotten,
+    Mutant::BranchDropped,
+    Mutant::EmptyDiskKeepsId,
+];
+
 thread_local! {
-    static MUTANT: Cell<Option<Mutant>> = const { Cell::new(None) };
+    static MUTANTS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Puts a fault into all nodes of this thread.
-pub(crate) fn set(mutant: Option<Mutant>) {
-    MUTANT.set(mutant);
+/// Puts faults into all nodes of this thread, in place of those before.
+pub(crate) fn set(mutants: &[Mutant]) {
+    MUTANTS.set(mutants.iter().fold(0, |all, m| all | 1 << *m as u64));
 }
 
 pub(crate) fn is_on(mutant: Mutant) -> bool {
-    MUTANT.get() == Some(mutant)
+    MUTANTS.get() & 1 << mutant as u64 != 0
 }

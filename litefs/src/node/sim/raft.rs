@@ -1,8 +1,10 @@
 //! A model of `consensus`: elections, leases and members, each in one step, with all that it promises and no more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::plots::Moment;
 use super::world::{Id, Us, World};
+use crate::replication::DbName;
 
 const HEARTBEAT: Us = 100_000;
 const LEASE: Us = 540_000;
@@ -13,6 +15,26 @@ const PATIENCE: std::ops::Range<Us> = 110_000..570_000;
 
 /// Voters: two sets while they change.
 pub(crate) type Sets = Vec<BTreeSet<Id>>;
+
+/// Whom commits of a database wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Durability {
+    #[default]
+    Async,
+    Bounded {
+        ms: u64,
+        transactions: u64,
+    },
+    Quorum,
+}
+
+/// Something that was agreed on, or is being.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    term: u64,
+    sets: Sets,
+    setting: Option<(DbName, Durability)>,
+}
 
 /// What came of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +51,15 @@ pub(crate) enum Transfer {
 pub(crate) struct Raft {
     // Durable.
     pub(crate) term: u64,
-    /// Who votes, as it changed: term and sets. The last entry counts, committed or not.
-    pub(crate) log: Vec<(u64, Sets)>,
+    /// Who votes, as it changed: the last entry counts, committed or not. Settings count once they are committed.
+    pub(crate) log: Vec<Entry>,
+    committed: usize,
+    applied: usize,
+    settings: BTreeMap<DbName, Durability>,
     // Volatile.
     pub(crate) leader: Option<Id>,
+    /// Whether all that is agreed on has been here once.
+    knows_settings: bool,
     /// Whether a quorum has the first entry of its term.
     is_ready: bool,
     surrendered: u64,
@@ -53,7 +80,7 @@ impl Raft {
     pub(crate) fn sets(&self) -> Sets {
         self.log
             .last()
-            .map(|(_, sets)| sets.clone())
+            .map(|entry| entry.sets.clone())
             .unwrap_or_default()
     }
 
@@ -66,13 +93,45 @@ impl Raft {
         *self = Raft {
             term: self.term,
             log: std::mem::take(&mut self.log),
+            committed: self.applied,
+            applied: self.applied,
+            settings: std::mem::take(&mut self.settings),
             bound_until: clock + PROMISE,
             ..Raft::default()
         };
     }
 
     fn last(&self) -> (u64, usize) {
-        (self.log.last().map_or(0, |(term, _)| *term), self.log.len())
+        (
+            self.log.last().map_or(0, |entry| entry.term),
+            self.log.len(),
+        )
+    }
+
+    /// Goes by what is committed.
+    fn apply(&mut self, committed: usize) {
+        self.committed = self.committed.max(committed);
+        let end = self.committed.min(self.log.len());
+        for entry in self.log.get(self.applied..end).unwrap_or_default() {
+            if let Some((db, durability)) = &entry.setting {
+                self.settings.insert(db.clone(), *durability);
+            }
+        }
+        self.applied = self.applied.max(end);
+        self.knows_settings = true;
+    }
+
+    pub(crate) fn durability_of(&self, db: &DbName) -> Durability {
+        self.settings.get(db).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn knows_settings(&self) -> bool {
+        self.knows_settings
+    }
+
+    /// Whether commits of a database may wait for others, as far as is known here.
+    pub(crate) fn waits(&self, db: &DbName) -> bool {
+        self.durability_of(db) != Durability::Async || !self.knows_settings
     }
 }
 
@@ -88,10 +147,17 @@ impl World {
     }
 
     /// Makes the first cluster.
-    pub(crate) fn raft_form(&mut self, ids: &BTreeSet<Id>) {
+    pub(crate) fn raft_form(&mut self, ids: &BTreeSet<Id>, dbs: &[(DbName, Durability)]) {
+        let entry = |setting: Option<(DbName, Durability)>| Entry {
+            term: 1,
+            sets: vec![ids.clone()],
+            setting,
+        };
         for id in ids {
             let raft = &mut self.node(*id).raft;
-            raft.log = vec![(1, vec![ids.clone()])];
+            raft.log = vec![entry(None)];
+            raft.log
+                .extend(dbs.iter().cloned().map(|db| entry(Some(db))));
             raft.term = 1;
         }
     }
@@ -117,7 +183,10 @@ impl World {
     fn heartbeat(&mut self, id: Id) {
         let sent_at = self.clock(id);
         let term = self.nodes[&id].raft.term;
-        let log = self.nodes[&id].raft.log.clone();
+        let (log, committed) = (
+            self.nodes[&id].raft.log.clone(),
+            self.nodes[&id].raft.committed,
+        );
         // Who gave its lead away and still has it sends what it has, and no heartbeats.
         let is_silent = self.nodes[&id].raft.surrendered == term;
         let mut acked = BTreeSet::from([id]);
@@ -139,6 +208,7 @@ impl World {
                     raft.bound_until = raft.bound_until.max(clock + PROMISE);
                 }
                 raft.log.clone_from(&log);
+                raft.apply(committed);
             }
             let theirs = self.nodes[&other].raft.term;
             if !self.comes_through(other, id) {
@@ -155,9 +225,16 @@ impl World {
         if is_quorum(&sets, &acked) {
             raft.is_ready = true;
             raft.lease_from = Some(sent_at);
+            let committed = raft.log.len();
+            raft.apply(committed);
             // All it has is committed: the second half of a change follows.
             if let [_, new] = sets.as_slice() {
-                raft.log.push((term, vec![new.clone()]));
+                let sets = vec![new.clone()];
+                raft.log.push(Entry {
+                    term,
+                    sets,
+                    setting: None,
+                });
             } else {
                 self.node(id).is_changing_members = false;
             }
@@ -210,10 +287,15 @@ impl World {
             self.step_down(voter, term);
         }
         self.note(|| format!("{id} is elected in {term}"));
+        self.moment(id, Moment::Elected);
         let due = self.clock(id);
         let node = self.node(id);
         node.raft.leader = Some(id);
-        node.raft.log.push((term, sets));
+        node.raft.log.push(Entry {
+            term,
+            sets,
+            setting: None,
+        });
         node.raft_due = due;
         true
     }
@@ -250,9 +332,29 @@ impl World {
         if now == new || now.is_empty() {
             return false;
         }
-        raft.log.push((term, vec![now, new.clone()]));
+        raft.log.push(Entry {
+            term,
+            sets: vec![now, new.clone()],
+            setting: None,
+        });
         self.node(id).is_changing_members = true;
         self.note(|| format!("{id} makes {new:?} the voters"));
         true
+    }
+
+    /// Begins to agree on whom commits of a database wait for.
+    pub(crate) fn raft_set(&mut self, id: Id, db: &DbName, durability: Durability) {
+        if self.raft_lease(id).is_none() {
+            return;
+        }
+        self.note(|| format!("{id} sets {db} to {durability:?}"));
+        self.count("changes of the durability");
+        let raft = &mut self.node(id).raft;
+        let (term, sets) = (raft.term, raft.sets());
+        raft.log.push(Entry {
+            term,
+            sets,
+            setting: Some((db.clone(), durability)),
+        });
     }
 }

@@ -1,6 +1,7 @@
 //! Roles: the guard of the lease, taking writes from programs and giving them back, handoffs. As `roles` and `election`.
 
 use super::mutants::{Mutant, is_on};
+use super::plots::Moment;
 use super::raft::Transfer;
 use super::takeover::Answer;
 use super::world::{Id, MS, Us, What, World};
@@ -55,6 +56,7 @@ impl World {
         if std::mem::replace(&mut process.is_primary, false) {
             let epoch = process.epoch;
             self.note(|| format!("{id} is no longer the primary of {epoch}"));
+            self.moment(id, Moment::Demoted);
         }
         let (no, until) = (self.no(), self.now + patience);
         self.process(id)
@@ -156,7 +158,7 @@ impl World {
             }
             let copy = self.node(id).disk.dbs.get_mut(db).expect("a database");
             copy.sync();
-            let has = self.majority_has(id, epoch, db, *pos, true);
+            let has = self.majority_has(id, epoch, db, pos.txid, |p| p == *pos, true);
             if self.tenure(id).is_none() || !has {
                 return true;
             }
@@ -250,6 +252,7 @@ impl World {
         match self.give_up(id, epoch, to) {
             Transfer::Done => {
                 self.count("handoffs");
+                self.moment(id, Moment::HandedOver);
                 self.process(id).handoff = None;
                 self.demote(id, HANDOFF_PATIENCE, Then::Nothing);
             }
@@ -284,6 +287,8 @@ impl World {
 
     /// Notes, away from the stream, that this node has all that a tenure began with.
     pub(crate) fn accept_soon(&mut self, id: Id, epoch: u64) {
+        let process = self.process(id);
+        process.accepted_from = process.target;
         let node = &self.nodes[&id];
         if node.disk.accepted >= epoch {
             // After a restart: the primary may never have heard of it.
@@ -295,14 +300,21 @@ impl World {
         if std::mem::replace(&mut self.process(id).is_accepting, true) {
             return;
         }
-        let slow = if self.one_in(4) { 150 * MS } else { 5 * MS };
+        let slow = self.accepting_takes(id);
+        self.moment(id, Moment::Accepting);
         self.after(id, 100..slow, What::AcceptSynced { epoch });
     }
 
     pub(crate) fn accept_synced(&mut self, id: Id, epoch: u64) {
         self.node(id).disk.sync_all();
-        let slow = if self.one_in(4) { 150 * MS } else { 5 * MS };
+        let slow = self.accepting_takes(id);
+        self.moment(id, Moment::AcceptSynced);
         self.after(id, 100..slow, What::AcceptWritten { epoch });
+    }
+
+    fn accepting_takes(&mut self, id: Id) -> Us {
+        let usual = if self.one_in(4) { 150 * MS } else { 5 * MS };
+        usual.max(self.nodes[&id].slow_disk)
     }
 
     pub(crate) fn accept_written(&mut self, id: Id, epoch: u64) {
@@ -311,6 +323,7 @@ impl World {
         if may {
             disk.accepted = disk.accepted.max(epoch);
             self.process(id).acceptance = epoch;
+            self.moment(id, Moment::Accepted);
         } else {
             self.count("a tenure ends while it is being accepted");
         }
@@ -322,10 +335,17 @@ impl World {
         let process = &self.nodes[&id].process;
         let raft = &self.nodes[&id].raft;
         let epoch = process.acceptance;
-        let Some(leader) = raft.leader.filter(|leader| *leader != id) else {
+        let is_old = is_on(Mutant::ToldToTheOld);
+        let leader = if is_old {
+            process.accepted_from
+        } else {
+            raft.leader
+        };
+        let Some(leader) = leader.filter(|leader| *leader != id) else {
             return;
         };
-        if epoch == 0 || process.told >= epoch || raft.term > epoch || self.now < process.tell_at {
+        let is_over = raft.term > epoch && !is_old;
+        if epoch == 0 || process.told >= epoch || is_over || self.now < process.tell_at {
             return;
         }
         let run = self.nodes[&id].run;

@@ -12,6 +12,8 @@ pub(crate) struct Tx {
     pub(crate) id: u64,
     /// Tenure in which it was logged.
     pub(crate) epoch: u64,
+    /// The database is removed; its TXIDs go on if it is made again.
+    pub(crate) is_drop: bool,
     /// Stands for all up to it.
     sum: u64,
 }
@@ -73,8 +75,25 @@ impl Copy {
 
     pub(crate) fn append(&mut self, id: u64, epoch: u64) {
         let sum = mix(self.log.last().map_or(0, |last| last.sum), id);
-        self.log.push(Tx { id, epoch, sum });
+        self.log.push(Tx {
+            id,
+            epoch,
+            is_drop: false,
+            sum,
+        });
         self.label = self.label.max(epoch);
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.log.last().is_some_and(|last| last.is_drop)
+    }
+
+    /// Logs that the database is gone.
+    pub(crate) fn append_drop(&mut self, id: u64, epoch: u64) {
+        self.append(id, epoch);
+        if let Some(last) = self.log.last_mut() {
+            last.is_drop = true;
+        }
     }
 
     /// Logs what programs committed.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::mutants::{Mutant, is_on};
+use super::plots::Moment;
 use super::store::{Copy, Tx, end_of};
 use super::world::{Id, MACHINE, MS, Us, What, World};
 use crate::db::lineage;
@@ -34,9 +35,26 @@ pub(crate) struct Conn {
     is_right: bool,
     /// Whether the client has had all that the server has.
     pub(crate) is_all: bool,
-    last_to_server: Us,
-    last_to_client: Us,
+    to_server: Way,
+    to_client: Way,
     stalls: u32,
+}
+
+/// One direction of a connection: what is sent first comes first.
+#[derive(Debug, Default)]
+struct Way {
+    last_at: Us,
+    sent: u64,
+    taken: u64,
+}
+
+impl Conn {
+    fn way(&mut self, to_server: bool) -> &mut Way {
+        match to_server {
+            true => &mut self.to_server,
+            false => &mut self.to_client,
+        }
+    }
 }
 
 /// What goes over it.
@@ -72,6 +90,11 @@ pub(crate) enum Frame {
         epoch: u64,
         log: Vec<Tx>,
     },
+    Dropped {
+        db: DbName,
+        epoch: u64,
+        log: Vec<Tx>,
+    },
     Unknown,
     Mark {
         naks: u64,
@@ -98,8 +121,8 @@ impl World {
             beat_at: 0,
             is_right: false,
             is_all: false,
-            last_to_server: 0,
-            last_to_client: 0,
+            to_server: Way::default(),
+            to_client: Way::default(),
             stalls: 0,
         };
         self.conns.insert(no, conn);
@@ -123,17 +146,18 @@ impl World {
         let Some(conn) = self.conns.get_mut(&no) else {
             return;
         };
-        let (last, to) = match to_server {
-            true => (&mut conn.last_to_server, conn.server),
-            false => (&mut conn.last_to_client, conn.client),
+        let to = match to_server {
+            true => conn.server,
+            false => conn.client,
         };
-        let at = (now + delay).max(*last + 1);
-        *last = at;
-        let frame = Box::new(frame);
+        let way = conn.way(to_server);
+        let at = (now + delay).max(way.last_at + 1);
+        (way.last_at, way.sent) = (at, way.sent + 1);
         let what = What::Frame {
             conn: no,
             to_server,
-            frame,
+            seq: way.sent,
+            frame: Box::new(frame),
         };
         if self.nodes.get(&to).is_some_and(|node| node.is_up) {
             self.at(at, to, what);
@@ -142,10 +166,25 @@ impl World {
         }
     }
 
-    pub(crate) fn arrived(&mut self, id: Id, no: u64, to_server: bool, frame: Frame) {
+    pub(crate) fn arrived(&mut self, id: Id, no: u64, to_server: bool, seq: u64, frame: Frame) {
         let Some(conn) = self.conns.get_mut(&no) else {
             return;
         };
+        let late = |at: Us, frame: Frame| {
+            let what = What::Frame {
+                conn: no,
+                to_server,
+                seq,
+                frame: Box::new(frame),
+            };
+            (at, id, what)
+        };
+        if seq != conn.way(to_server).taken + 1 {
+            // One before it waits.
+            let (at, id, what) = late(self.now + 300, frame);
+            self.at(at, id, what);
+            return;
+        }
         let (client, server) = (conn.client % MACHINE, conn.server % MACHINE);
         let way = match to_server {
             true => (client, server),
@@ -159,42 +198,20 @@ impl World {
                 self.break_conn(no);
                 return;
             }
-            let at = self.now + 5 * MS;
-            self.hold_back(no, to_server, at, frame);
+            let (at, id, what) = late(self.now + 5 * MS, frame);
+            self.at(at, id, what);
             return;
         }
+        if self.frozen.contains(&way) {
+            let (at, id, what) = late(self.now + 2 * MS, frame);
+            self.at(at, id, what);
+            return;
+        }
+        conn.way(to_server).taken = seq;
         match to_server {
             true => self.at_server(no, frame),
             false => self.at_client(id, no, frame),
         }
-    }
-
-    /// Lets a frame come later; those behind it keep their order, as the connection breaks if one would overtake it.
-    fn hold_back(&mut self, no: u64, to_server: bool, at: Us, frame: Frame) {
-        let Some(conn) = self.conns.get(&no) else {
-            return;
-        };
-        let (to, last) = match to_server {
-            true => (conn.server, conn.last_to_server),
-            false => (conn.client, conn.last_to_client),
-        };
-        if last > self.now {
-            self.break_conn(no);
-            return;
-        }
-        if let Some(conn) = self.conns.get_mut(&no) {
-            match to_server {
-                true => conn.last_to_server = at,
-                false => conn.last_to_client = at,
-            }
-        }
-        let frame = Box::new(frame);
-        let what = What::Frame {
-            conn: no,
-            to_server,
-            frame,
-        };
-        self.at(at, to, what);
     }
 
     /// Ends a connection; its ends learn of it later.
@@ -305,7 +322,7 @@ impl World {
         let Some(conn) = self.conns.get(&no) else {
             return;
         };
-        let (client, server, is_lent) = (conn.client, conn.server, conn.wanted.is_some());
+        let (server, is_lent) = (conn.server, conn.wanted.is_some());
         let (wanted, epoch) = (conn.wanted.clone(), conn.epoch);
         let was_right = self.conns[&no].is_right;
         let is_right = self.source_epoch(server, is_lent) == epoch;
@@ -326,7 +343,7 @@ impl World {
         let is_wanted = |db: &DbName| wanted.as_ref().is_none_or(|w| w.contains(db));
         let mut is_level = true;
         for db in ours.into_iter().filter(is_wanted) {
-            is_level &= self.lead(no, client, server, epoch, &db);
+            is_level &= self.lead(no, server, epoch, &db);
         }
         for db in theirs.into_iter().filter(is_wanted) {
             let is_unknown = self.nodes[&server]
@@ -354,7 +371,7 @@ impl World {
     }
 
     /// Sends what a client lacks of a database; says whether nothing.
-    fn lead(&mut self, no: u64, client: Id, server: Id, epoch: u64, db: &DbName) -> bool {
+    fn lead(&mut self, no: u64, server: Id, epoch: u64, db: &DbName) -> bool {
         let copy = &self.nodes[&server].disk.dbs[db];
         let end = copy.pos();
         if copy.log.is_empty() {
@@ -367,18 +384,26 @@ impl World {
             other => other,
         };
         let from = usize::try_from(after.txid.0).unwrap_or(usize::MAX);
-        let sync = self.client.is_quorum(db);
+        let sync = self.nodes[&server].raft.waits(db);
         let log = copy.log.clone();
         // The log may not reach back so far.
-        let is_short = lead == Lead::Log && self.one_in(25);
+        let is_short = lead == Lead::Log && self.one_in(self.short_logs);
         let (frame, peer) = match lead {
             Lead::Level => return true,
+            _ if log.last().is_some_and(|last| last.is_drop) => {
+                let frame = Frame::Dropped {
+                    db: db.clone(),
+                    epoch,
+                    log,
+                };
+                (frame, end)
+            }
             Lead::Log if !is_short => {
                 let txs: Vec<Tx> = log[from..].iter().take(BATCH).copied().collect();
                 let peer = end_of(&log[..from + txs.len()]);
                 let own = self.nodes[&server].disk.dbs[db].label;
                 let knows_end = peer == end && !is_on(Mutant::CompactedKeepsEpoch);
-                let label = match (self.one_in(10), txs.last()) {
+                let label = match (self.one_in(self.compactions), txs.last()) {
                     (true, _) if knows_end => own,
                     (true, _) | (_, None) => 0,
                     (false, Some(last)) => last.epoch,
@@ -398,7 +423,7 @@ impl World {
                 let slow = if self.one_in(3) { 200 * MS } else { MS };
                 let at = self.now + self.random(0..slow);
                 if let Some(conn) = self.conns.get_mut(&no) {
-                    conn.last_to_client = conn.last_to_client.max(at);
+                    conn.to_client.last_at = conn.to_client.last_at.max(at);
                 }
                 let frame = Frame::Pages {
                     db: db.clone(),
@@ -408,7 +433,7 @@ impl World {
                 (frame, end)
             }
         };
-        let _ = client;
+        self.moment(server, Moment::Sent);
         if let Some(conn) = self.conns.get_mut(&no) {
             conn.peer.insert(db.clone(), peer);
         }
@@ -439,7 +464,7 @@ impl World {
                 }
                 let dbs: Vec<DbName> = self.nodes[&id].disk.dbs.keys().cloned().collect();
                 for db in dbs {
-                    let is_quorum = self.client.is_quorum(&db);
+                    let is_quorum = self.nodes[&id].raft.waits(&db);
                     let copy = self.node(id).disk.dbs.get_mut(&db).expect("a database");
                     if is_quorum && !is_on(Mutant::RestartNotAcked) {
                         copy.sync();
@@ -457,6 +482,7 @@ impl World {
                 sync,
             } => self.take_records(id, no, db, epoch, after, &txs, label, sync),
             Frame::Pages { db, epoch, log } => self.take_pages(id, no, &db, epoch, log),
+            Frame::Dropped { db, epoch, log } => self.take_drop(id, no, &db, epoch, log),
             Frame::Unknown if is_follower => self.process(id).has_own = true,
             Frame::Unknown => {}
             Frame::Mark { naks } => {
@@ -493,6 +519,9 @@ impl World {
         label: u64,
         sync: bool,
     ) {
+        if epoch < self.nodes[&id].disk.seen {
+            self.count("records of an older tenure come");
+        }
         let disk = &mut self.node(id).disk;
         let may = epochs::may_take(epoch, disk.seen);
         let copy = disk.dbs.entry(db.clone()).or_default();
@@ -531,6 +560,7 @@ impl World {
                 copy.sync();
             }
             copy.durable = copy.pos();
+            self.moment(id, Moment::TookRecords);
         }
         self.ack(id, no, &db);
     }
@@ -561,6 +591,39 @@ impl World {
         if is_kept && !is_on(Mutant::BranchDropped) && !before.is_empty() {
             disk.quarantine.extend(before.iter().map(|tx| tx.id));
             self.count("histories kept apart");
+        }
+        self.client.replaced(id, db, before);
+        self.moment(id, Moment::TookPages);
+        self.ack(id, no, db);
+    }
+
+    /// As `Db::apply_drop`: the log begins anew, and the database is gone.
+    fn take_drop(&mut self, id: Id, no: u64, db: &DbName, epoch: u64, log: Vec<Tx>) {
+        let disk = &mut self.node(id).disk;
+        let may = epochs::may_take(epoch, disk.seen);
+        let was_primary = disk.was_primary;
+        let copy = disk.dbs.entry(db.clone()).or_default();
+        if !may || copy.is_primary {
+            self.break_conn(no);
+            return;
+        }
+        let (have, at) = (copy.pos(), end_of(&log));
+        if have == at {
+            self.ack(id, no, db);
+            return;
+        }
+        let is_own = was_primary && !copy.is_dropped() && !copy.log.is_empty();
+        let is_kept = have.txid > at.txid || is_own;
+        let before = std::mem::take(&mut copy.log);
+        *copy = Copy {
+            synced: log.len(),
+            label: copy.label,
+            log,
+            ..Copy::default()
+        };
+        if is_kept && !is_on(Mutant::BranchDropped) {
+            disk.quarantine.extend(before.iter().map(|tx| tx.id));
+            self.count("histories kept apart when a database is removed");
         }
         self.client.replaced(id, db, before);
         self.ack(id, no, db);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::mutants::{Mutant, is_on};
+use super::plots::Moment;
 use super::raft::is_quorum;
 use super::role::Then;
 use super::world::{Id, MS, Message, Us, What, World};
@@ -115,7 +116,7 @@ impl World {
     }
 
     pub(crate) fn asked_to_fence(&mut self, id: Id, round: u64, epoch: u64, winner: Id) {
-        if self.nodes[&id].raft.term < epoch {
+        if self.nodes[&id].raft.term < epoch && self.nodes[&id].disk.seen < epoch {
             // It may hear of the election in a moment.
             if self.random(0..ELECTED / (20 * MS)) > 0 {
                 let message = Message::Fence {
@@ -153,6 +154,7 @@ impl World {
         } else {
             let round = answer.round;
             self.send(id, answer.winner, Message::Fenced { round, report });
+            self.moment(id, Moment::Fenced);
         }
     }
 
@@ -275,6 +277,7 @@ impl World {
         }
         if !wanted.is_empty() {
             self.count("fetched from another node");
+            self.moment(id, Moment::Fetching);
         }
         let mut by_node: BTreeMap<Id, BTreeSet<DbName>> = BTreeMap::new();
         for w in &wanted {
@@ -384,6 +387,7 @@ impl World {
         self.promote_all(id);
         self.client.opened(id, epoch, &self.nodes[&id].disk);
         self.count("tenures");
+        self.moment(id, Moment::Opened);
         let positions = self.positions(id);
         self.note(|| format!("{id} opens writes in {epoch}: {positions}"));
     }

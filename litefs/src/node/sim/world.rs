@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use super::client::Client;
 use super::invariants::{self, Invariant};
 use super::members::Change;
+use super::plots::{Moment, Plot, Relief};
 use super::raft::Raft;
 use super::role::{Demotion, Handoff};
 use super::store::Disk;
@@ -16,6 +17,7 @@ use super::stream::{Conn, Frame};
 use super::takeover::TakeOver;
 use crate::ltx::Pos;
 use crate::node::decide::acks::Acks;
+use crate::node::decide::backlog::Backlog;
 use crate::node::decide::takeover::Report;
 use crate::replication::DbName;
 
@@ -36,6 +38,8 @@ pub(crate) struct Process {
     pub(crate) given_up: u64,
     pub(crate) unfenced: bool,
     pub(crate) acks: Acks,
+    /// Of databases with a bound, in one tenure.
+    pub(crate) backlogs: (u64, BTreeMap<DbName, Backlog>),
     pub(crate) taking_over: Option<TakeOver>,
     /// Since when it tries to open writes, and in which epoch.
     pub(crate) trying: Option<(u64, Us)>,
@@ -56,6 +60,8 @@ pub(crate) struct Process {
     pub(crate) is_accepting: bool,
     /// Tenure of which others are to be told that it is accepted, and that of which the primary knows.
     pub(crate) acceptance: u64,
+    /// Who was followed when it was being accepted.
+    pub(crate) accepted_from: Option<Id>,
     pub(crate) told: u64,
     pub(crate) tell_at: Us,
     pub(crate) change: Option<Change>,
@@ -78,6 +84,10 @@ pub(crate) struct Node {
     pub(crate) raft_due: Us,
     pub(crate) raft_patience: Us,
     pub(crate) is_changing_members: bool,
+    /// Threads that the machine does not let run, and until when.
+    pub(crate) stalled: BTreeMap<Thread, Us>,
+    /// How long a sync may take, for a commit or for one of the halves of accepting a tenure.
+    pub(crate) slow_disk: Us,
     pub(crate) disk: Disk,
     pub(crate) process: Process,
     backlog: VecDeque<What>,
@@ -104,6 +114,8 @@ pub(crate) enum What {
     Frame {
         conn: u64,
         to_server: bool,
+        /// Its place among those of this direction.
+        seq: u64,
         frame: Box<Frame>,
     },
     Broken {
@@ -142,7 +154,35 @@ pub(crate) enum What {
     },
 }
 
+/// Threads and tasks of a node: each may stand still while the others go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Thread {
+    Loop,
+    Guard,
+    Roles,
+    Commits,
+    Accept,
+    Sender,
+    Receiver,
+}
+
 impl What {
+    fn thread(&self) -> Option<Thread> {
+        match self {
+            What::Tick => Some(Thread::Loop),
+            What::Guard => Some(Thread::Guard),
+            What::Message(_)
+            | What::Demoting { .. }
+            | What::TakeOverStep { .. }
+            | What::Reopen { .. } => Some(Thread::Roles),
+            What::Held { .. } | What::Waits { .. } | What::Capture { .. } => Some(Thread::Commits),
+            What::AcceptSynced { .. } | What::AcceptWritten { .. } => Some(Thread::Accept),
+            What::Pump { .. } => Some(Thread::Sender),
+            What::Frame { .. } => Some(Thread::Receiver),
+            What::Broken { .. } | What::WriteEnds { .. } => None,
+        }
+    }
+
     /// Whether a program does it: those go on when only the daemon is stopped.
     fn is_of_program(&self) -> bool {
         matches!(self, What::WriteEnds { .. })
@@ -169,11 +209,23 @@ pub(crate) struct World {
     pub(crate) conns: BTreeMap<u64, Conn>,
     /// Pairs of machines between which nothing comes through.
     pub(crate) cut: BTreeSet<(u64, u64)>,
+    /// Pairs of machines between which streams stand still, in this direction; nothing is lost.
+    pub(crate) frozen: BTreeSet<(u64, u64)>,
+    pub(crate) plots: Vec<Plot>,
+    /// Moments of the step that is being done, and where.
+    moments: Vec<(Id, Moment)>,
+    pub(crate) reliefs: BTreeMap<(Us, u64), Relief>,
+    /// Until when programs take their time in write transactions.
+    pub(crate) long_writes_until: Us,
     pub(crate) delay: Range<Us>,
     pub(crate) lose_percent: u32,
     /// How often a stream may stall before it breaks.
     pub(crate) stalls: u32,
     pub(crate) double_percent: u32,
+    /// One in how many times the log does not reach back to where a replica is.
+    pub(crate) short_logs: u64,
+    /// One in how many times what is sent is compacted.
+    pub(crate) compactions: u64,
     pub(crate) client: Client,
     pub(crate) counts: Counts,
     invariants: Vec<Box<dyn Invariant>>,
@@ -195,10 +247,17 @@ impl World {
             nodes: BTreeMap::new(),
             conns: BTreeMap::new(),
             cut: BTreeSet::new(),
+            frozen: BTreeSet::new(),
+            plots: Vec::new(),
+            moments: Vec::new(),
+            reliefs: BTreeMap::new(),
+            long_writes_until: 0,
             delay: 100..1_000,
             lose_percent: 0,
             stalls: 200,
             double_percent: 0,
+            short_logs: 25,
+            compactions: 10,
             client: Client::default(),
             counts: Counts::new(),
             invariants: invariants::all(),
@@ -230,6 +289,13 @@ impl World {
 
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
+    }
+
+    /// Says that a node has come to a point at which a fault would hurt.
+    pub(crate) fn moment(&mut self, id: Id, moment: Moment) {
+        if !self.plots.is_empty() {
+            self.moments.push((id, moment));
+        }
     }
 
     pub(crate) fn random(&mut self, range: Range<u64>) -> u64 {
@@ -279,6 +345,8 @@ impl World {
             raft_due: 0,
             raft_patience: self.random(110_000..570_000),
             is_changing_members: false,
+            stalled: BTreeMap::new(),
+            slow_disk: 0,
             disk: Disk::default(),
             process: Process::default(),
             backlog: VecDeque::new(),
@@ -295,6 +363,7 @@ impl World {
         node.is_up = true;
         node.is_paused = false;
         node.is_frozen = false;
+        node.stalled.clear();
         node.run += 1;
         node.process = Process {
             epoch: node.disk.seen,
@@ -356,16 +425,10 @@ impl World {
         node.is_paused = is_paused;
         node.is_frozen = is_paused && with_programs;
         if !is_paused {
-            // Its threads go on in any order; what came over a stream keeps its own.
-            let (mut frames_at, to, run) = (self.now, id, Some(run));
+            // Its threads go on in any order.
+            let (to, run) = (id, Some(run));
             for what in std::mem::take(&mut self.node(id).backlog) {
-                let at = match what {
-                    What::Frame { .. } => {
-                        frames_at += self.random(0..200);
-                        frames_at
-                    }
-                    _ => self.now + self.random(0..3 * MS),
-                };
+                let at = self.now + self.random(0..3 * MS);
                 let no = self.no();
                 self.queue.insert((at, no), Event { to, run, what });
             }
@@ -436,6 +499,15 @@ impl World {
     /// Lets time pass; stops at the first rule that is broken.
     pub(crate) fn run_until(&mut self, until: Us) {
         while self.failure.is_none() {
+            let due = self.queue.first_key_value().map_or(until, |(key, _)| key.0);
+            if let Some(entry) = self.reliefs.first_entry()
+                && entry.key().0 <= due.min(until)
+            {
+                self.now = self.now.max(entry.key().0);
+                let relief = entry.remove();
+                self.relieve(relief);
+                continue;
+            }
             let Some(entry) = self.queue.first_entry().filter(|e| e.key().0 <= until) else {
                 self.now = until;
                 return;
@@ -452,9 +524,18 @@ impl World {
                 node.backlog.push_back(what);
                 continue;
             }
+            let stalled = what.thread().and_then(|thread| node.stalled.get(&thread));
+            if let Some(until) = stalled.copied().filter(|until| self.now < *until) {
+                let no = self.no();
+                self.queue.insert((until, no), Event { to, run, what });
+                continue;
+            }
             self.trace = self.trace.rotate_left(5) ^ self.now ^ to << 32 ^ self.next_no;
             self.handle(to, what);
             self.check();
+            for (id, moment) in std::mem::take(&mut self.moments) {
+                self.strike(id, moment);
+            }
         }
     }
 
@@ -495,8 +576,9 @@ impl World {
             What::Frame {
                 conn,
                 to_server,
+                seq,
                 frame,
-            } => self.arrived(id, conn, to_server, *frame),
+            } => self.arrived(id, conn, to_server, seq, *frame),
             What::Broken { conn } => self.broken(id, conn),
             What::Demoting { no } => self.demote_step(id, no),
             What::TakeOverStep { no } => self.take_over_step(id, no),

@@ -1,5 +1,6 @@
 //! What must hold at every moment, whatever happens; one rule a file.
 
+mod bounded;
 mod converge;
 mod no_commit_lost;
 mod no_silent_fork;
@@ -26,6 +27,7 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
     vec![
         Box::new(one_primary::OnePrimary::default()),
         Box::new(no_commit_lost::NoCommitLost::default()),
+        Box::new(bounded::Bounded::default()),
         Box::new(no_silent_fork::NoSilentFork::default()),
         Box::new(nothing_vanishes::NothingVanishes),
         Box::new(converge::Converge),

@@ -1,7 +1,7 @@
-//! What a quorum acknowledged in one tenure, every later one begins with.
+//! What a quorum acknowledged in one tenure, every later one begins with, but what went with a database that was removed.
 
 use super::Invariant;
-use crate::node::sim::client::{Committed, News, Opened};
+use crate::node::sim::client::{Committed, News, Opened, Promise};
 use crate::node::sim::world::World;
 
 #[derive(Default)]
@@ -10,9 +10,10 @@ pub(super) struct NoCommitLost {
     opened: Vec<Opened>,
 }
 
-fn compare(epoch: u64, commit: &Committed, opened: &Opened) -> Result<(), String> {
+fn compare(world: &World, epoch: u64, commit: &Committed, opened: &Opened) -> Result<(), String> {
     let has = |ids: &std::collections::BTreeSet<u64>| ids.contains(&commit.id);
-    if opened.epoch > epoch && !opened.dbs.get(&commit.db).is_some_and(has) {
+    let is_dropped = world.client.dropped.contains(&commit.id);
+    if opened.epoch > epoch && !is_dropped && !opened.dbs.get(&commit.db).is_some_and(has) {
         return Err(format!(
             "{} {} of {} was acknowledged by a quorum in {epoch}, and {} opened {} without it",
             commit.db, commit.id, commit.node, opened.node, opened.epoch
@@ -26,15 +27,17 @@ impl Invariant for NoCommitLost {
         for news in &world.client.news {
             match news {
                 News::Committed(commit) => {
-                    let Some(epoch) = commit.epoch else { continue };
+                    let Promise::Quorum { epoch } = commit.promise else {
+                        continue;
+                    };
                     for opened in &self.opened {
-                        compare(epoch, commit, opened)?;
+                        compare(world, epoch, commit, opened)?;
                     }
                     self.committed.push((epoch, commit.clone()));
                 }
                 News::Opened(opened) => {
                     for (epoch, commit) in &self.committed {
-                        compare(*epoch, commit, opened)?;
+                        compare(world, *epoch, commit, opened)?;
                     }
                     self.opened.push(opened.clone());
                 }
@@ -53,7 +56,8 @@ impl Invariant for NoCommitLost {
                 .filter(|node| node.is_up && node.process.is_primary);
             up.any(|node| {
                 let copy = node.disk.dbs.get(&commit.db);
-                !copy.is_some_and(|copy| copy.has(commit.id))
+                let is_dropped = world.client.dropped.contains(&commit.id);
+                !is_dropped && !copy.is_some_and(|copy| copy.has(commit.id))
             })
         });
         match lost {

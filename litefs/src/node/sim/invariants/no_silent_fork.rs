@@ -39,6 +39,7 @@ impl Invariant for NoSilentFork {
                         self.committed_by.get(&tx.id) == Some(node)
                             && !copy.has(tx.id)
                             && !disk.quarantine.contains(&tx.id)
+                            && !world.client.dropped.contains(&tx.id)
                     });
                     if let Some(tx) = gone {
                         return Err(format!("{node} gave up {db} {} and kept nothing", tx.id));

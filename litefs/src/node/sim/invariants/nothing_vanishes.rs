@@ -10,6 +10,7 @@ pub(super) struct NothingVanishes;
 impl Invariant for NothingVanishes {
     fn check_healed(&mut self, world: &World) -> Result<(), String> {
         let mut there: BTreeSet<u64> = world.client.excused.clone();
+        there.extend(&world.client.dropped);
         for node in world.nodes.values() {
             there.extend(&node.disk.quarantine);
             for copy in node.disk.dbs.values() {
