@@ -259,7 +259,7 @@ mod tests {
             cluster_id: Some("LFSC1".to_owned()),
             epoch: 3,
             durability: Some("quorum".to_owned()),
-            preferred_region: "ams".to_owned(),
+            preferred_region: String::new(),
             is_changing: false,
             unheld: vec!["a.db".to_owned()],
             asked: format!("{:016X}", 10),

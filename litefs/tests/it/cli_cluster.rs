@@ -226,15 +226,13 @@ fn the_role_goes_to_the_preferred_region_and_comes_back_to_it() {
     let lease = node.options.lease.take().unwrap();
     node.options.lease = Some(lease.replace("{type: raft", "{type: raft, region: ams"));
     node.launch();
-    wait_for("the region to be known", || {
-        let now = status(&cluster.nodes[cluster.primary()]);
-        let mut nodes = now["nodes"].as_array().unwrap().iter();
-        nodes.any(|node| node["region"] == "ams")
+    wait_for("the cluster to know the region", || {
+        let (is_ok, out, _) = litefs(&cluster.nodes[0], &["cluster", "prefer", "ams"]);
+        assert!(!is_ok || out.contains("region ams"), "{out}");
+        is_ok
     });
     let error = fails(&cluster.nodes[0], &["cluster", "prefer", "mars"]);
     assert!(error.contains("name one of ams"), "{error}");
-    let said = succeeds(&cluster.nodes[0], &["cluster", "prefer", "ams"]);
-    assert!(said.contains("region ams"), "{said}");
     wait_for("the role to move", || cluster.nodes[moved].is_primary());
     let text = succeeds(&cluster.nodes[0], &["status"]);
     assert!(text.contains("preferred region: ams"), "{text}");
