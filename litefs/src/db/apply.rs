@@ -222,7 +222,8 @@ impl Db {
         }
         let page_size = inner.page_size.unwrap_or(PageSize::DEFAULT);
         let meta = RecordMeta {
-            epoch: self.log.end().map_or(0, |m| m.epoch),
+            // Not that of what it ends: who takes over goes by it (INV-TAKEOVER-2), and an older copy must not win.
+            epoch: sender_epoch,
             min_txid: at.txid,
             max_txid: at.txid,
             pre_apply_checksum: inner.pos.post_apply_checksum,
