@@ -306,7 +306,8 @@ impl Source for Ports {
     }
 
     fn wants_durable_acks(&self, db: &DbName) -> bool {
-        self.node.gate_of(db).is_some()
+        // What is in doubt is so until a quorum has it on disk, whatever commits are to wait for by then.
+        self.node.gate_of(db).is_some() || self.node.has_doubts.load(Ordering::Acquire)
     }
 
     fn now_ms(&self) -> i64 {
