@@ -1,0 +1,219 @@
+//! Where the primary is, by its own word: what `strong` and `bounded` go by.
+//!
+//! An answer says where the databases were at some moment after the question. Who was at all of that since then is no older
+//! than the question; so it needs no clock but this node's own, and a stream that is late is not believed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Limited};
+use hyper::{Request, StatusCode};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::body::Lent;
+use super::links::{self, Link};
+use super::port::{Primary, ProxyNode};
+use super::positions::Positions;
+use super::token::{self, Token};
+use crate::http::client::path_with_query;
+use crate::replication::{DatabaseFilter, DbName};
+
+/// Route of the node's port.
+pub(super) const PATH: &str = "/v1/positions";
+/// How long the primary may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Answers that are kept, for `bounded`.
+const KEPT: usize = 64;
+/// They are this far apart.
+const APART: Duration = Duration::from_millis(5);
+const MAX_ANSWER_LEN: usize = 32 << 20;
+
+/// What `GET /v1/positions` says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PositionsReply {
+    /// Tenure of the primary.
+    pub(super) epoch: u64,
+    /// Where each database is, each as a token.
+    pub(super) positions: Vec<String>,
+}
+
+/// Where the primary was, after it was asked.
+#[derive(Debug, Clone)]
+pub(super) struct Evidence {
+    pub(super) asked_at: Instant,
+    pub(super) token: Arc<Token>,
+}
+
+/// Asks the primary about some databases; one question at a time, for all who wait.
+pub(super) struct Confirm {
+    node: Arc<dyn ProxyNode>,
+    positions: Arc<Positions>,
+    link: Link,
+    path: String,
+    filter: DatabaseFilter,
+    only: Option<DbName>,
+    last: tokio::sync::Mutex<Option<Evidence>>,
+    kept: Mutex<VecDeque<Evidence>>,
+}
+
+impl Confirm {
+    pub(super) fn new(
+        positions: Arc<Positions>,
+        link: Link,
+        filter: DatabaseFilter,
+        only: Option<DbName>,
+    ) -> Confirm {
+        let mut list = String::new();
+        for pattern in filter.patterns() {
+            if !list.is_empty() {
+                list.push(',');
+            }
+            token::encode(pattern.as_str(), &mut list);
+        }
+        Confirm {
+            node: positions.node.clone(),
+            positions,
+            link,
+            path: path_with_query(PATH, "db", &list),
+            filter,
+            only,
+            last: tokio::sync::Mutex::default(),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Asks, unless an answer is there to a question that was asked since.
+    pub(super) async fn ask(&self, since: Instant) -> Option<Evidence> {
+        let mut last = self.last.lock().await;
+        if let Some(last) = last.as_ref().filter(|e| e.asked_at >= since) {
+            return Some(last.clone());
+        }
+        let asked_at = Instant::now();
+        let token = match self.node.primary() {
+            Primary::Here => {
+                own(&self.positions, &self.filter, self.only.as_ref())
+                    .await?
+                    .1
+            }
+            Primary::At(url) => tokio::time::timeout(PATIENCE, self.fetch(&url))
+                .await
+                .ok()??,
+            Primary::Unknown => return None,
+        };
+        let evidence = Evidence {
+            asked_at,
+            token: Arc::new(token),
+        };
+        *last = Some(evidence.clone());
+        let mut kept = self.kept.lock();
+        if kept.back().is_none_or(|e| asked_at - e.asked_at >= APART) {
+            if kept.len() == KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(evidence.clone());
+        }
+        Some(evidence)
+    }
+
+    /// Whether this node is known to be no older than `bound`.
+    pub(super) fn is_within(&self, bound: Duration, now: Instant) -> bool {
+        let kept = self.kept.lock();
+        let young = kept
+            .iter()
+            .filter(|e| now.saturating_duration_since(e.asked_at) <= bound);
+        let tokens: Vec<Arc<Token>> = young.map(|e| e.token.clone()).collect();
+        drop(kept);
+        tokens.iter().any(|token| self.positions.has(token))
+    }
+
+    async fn fetch(&self, url: &str) -> Option<Token> {
+        let authority = links::authority_of(url)?;
+        let mut request = Request::new(Lent::empty());
+        *request.uri_mut() = links::uri(&authority, &self.path.parse().ok()?);
+        let answer = self.link.send(request).await.ok()?;
+        if answer.status() != StatusCode::OK {
+            return None;
+        }
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_LEN)
+            .collect()
+            .await
+            .ok()?;
+        let reply: PositionsReply = serde_json::from_slice(&body.to_bytes()).ok()?;
+        let mut token = Token::default();
+        for text in &reply.positions {
+            token.merge(Token::parse(text, None).ok()?);
+        }
+        Some(token)
+    }
+}
+
+/// Where the databases of this node were at some moment after the call, at which it was primary; and in which tenure.
+pub(super) async fn own(
+    positions: &Positions,
+    filter: &DatabaseFilter,
+    only: Option<&DbName>,
+) -> Option<(u64, Token)> {
+    let epoch = positions.node.tenure()?;
+    let names = positions.names(filter, only);
+    positions.capture(&names).await;
+    let mut token = Token::default();
+    for name in names {
+        if let Some(at) = positions.node.standing(&name) {
+            token.set(name, at.into());
+        }
+    }
+    // Afterwards: it was the only primary at the moment of the looks.
+    (positions.node.tenure()? == epoch).then_some((epoch, token))
+}
+
+/// Reads the `db` of a question.
+pub(super) fn parse_filter(list: &str) -> Option<DatabaseFilter> {
+    let patterns = list
+        .split(',')
+        .map(|name| token::decode(name)?.parse().ok());
+    Some(DatabaseFilter::new(patterns.collect::<Option<Vec<_>>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeNode;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bound_goes_by_when_was_asked() {
+        let node = FakeNode::new();
+        node.put("app.db", 1, 1);
+        node.set_primary(Primary::Here);
+        let positions = Positions::new(node.clone());
+        let only: DbName = "app.db".parse().unwrap();
+        let filter = DatabaseFilter::new(vec!["app.db".parse().unwrap()]);
+        let confirm = Confirm::new(positions, Link::to_nodes(), filter, Some(only));
+        let bound = Duration::from_millis(500);
+        assert!(!confirm.is_within(bound, Instant::now()));
+        let before = Instant::now();
+        let evidence = confirm.ask(before).await.unwrap();
+        assert!(confirm.is_within(bound, evidence.asked_at + bound));
+        assert!(!confirm.is_within(bound, evidence.asked_at + bound + Duration::from_millis(1)));
+        // An answer to an older question is none to this one.
+        let again = confirm.ask(before).await.unwrap();
+        assert_eq!(again.asked_at, evidence.asked_at);
+        assert!(confirm.ask(Instant::now()).await.unwrap().asked_at > evidence.asked_at);
+        node.set_primary(Primary::Unknown);
+        assert!(confirm.ask(Instant::now()).await.is_none());
+    }
+
+    #[test]
+    fn lists_of_patterns() {
+        let filter = parse_filter("app.db,t%2C%2A").unwrap();
+        assert!(
+            filter.matches(&"app.db".parse().unwrap()) && filter.matches(&"t,x".parse().unwrap())
+        );
+        assert!(
+            parse_filter("").is_none()
+                && parse_filter("a,,b").is_none()
+                && parse_filter("%").is_none()
+        );
+    }
+}
