@@ -3,7 +3,6 @@
 //! An answer says where the databases were at some moment after the question. Who was at all of that since then is no older
 //! than the question; so it needs no clock but this node's own, and a stream that is late is not believed.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,10 +23,8 @@ use crate::replication::{DatabaseFilter, DbName};
 pub(super) const PATH: &str = "/v1/positions";
 /// How long the primary may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Answers that are kept, for `bounded`.
+/// Answers that this node was not at yet, of which so many are kept, for `bounded`.
 const KEPT: usize = 64;
-/// They are this far apart.
-const APART: Duration = Duration::from_millis(5);
 const MAX_ANSWER_LEN: usize = 32 << 20;
 
 /// What `GET /v1/positions` says.
@@ -55,7 +52,38 @@ pub(super) struct Confirm {
     filter: DatabaseFilter,
     only: Option<DbName>,
     last: tokio::sync::Mutex<Option<Evidence>>,
-    kept: Mutex<VecDeque<Evidence>>,
+    proof: Mutex<Proof>,
+}
+
+/// How old this node is at most.
+#[derive(Default)]
+struct Proof {
+    /// When was asked what this node has had all of since.
+    level: Option<Instant>,
+    /// What it did not have yet when it was looked at, oldest first.
+    open: Vec<Evidence>,
+}
+
+impl Proof {
+    fn add(&mut self, evidence: Evidence) {
+        if self.open.len() == KEPT {
+            // Every other one: a long bound can do with few, and a short one with the last.
+            let mut keep = false;
+            self.open.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+        self.open.push(evidence);
+    }
+
+    fn settle(&mut self, positions: &Positions) {
+        let reached = self.open.iter().rposition(|e| positions.has(&e.token));
+        if let Some(at) = reached {
+            self.level = self.level.max(Some(self.open[at].asked_at));
+            self.open.drain(..=at);
+        }
+    }
 }
 
 impl Confirm {
@@ -80,7 +108,7 @@ impl Confirm {
             filter,
             only,
             last: tokio::sync::Mutex::default(),
-            kept: Mutex::default(),
+            proof: Mutex::default(),
         }
     }
 
@@ -107,25 +135,19 @@ impl Confirm {
             token: Arc::new(token),
         };
         *last = Some(evidence.clone());
-        let mut kept = self.kept.lock();
-        if kept.back().is_none_or(|e| asked_at - e.asked_at >= APART) {
-            if kept.len() == KEPT {
-                kept.pop_front();
-            }
-            kept.push_back(evidence.clone());
-        }
+        let mut proof = self.proof.lock();
+        proof.add(evidence.clone());
+        proof.settle(&self.positions);
         Some(evidence)
     }
 
     /// Whether this node is known to be no older than `bound`.
     pub(super) fn is_within(&self, bound: Duration, now: Instant) -> bool {
-        let kept = self.kept.lock();
-        let young = kept
-            .iter()
-            .filter(|e| now.saturating_duration_since(e.asked_at) <= bound);
-        let tokens: Vec<Arc<Token>> = young.map(|e| e.token.clone()).collect();
-        drop(kept);
-        tokens.iter().any(|token| self.positions.has(token))
+        let mut proof = self.proof.lock();
+        proof.settle(&self.positions);
+        proof
+            .level
+            .is_some_and(|at| now.saturating_duration_since(at) <= bound)
     }
 
     async fn fetch(&self, url: &str) -> Option<Token> {
@@ -200,6 +222,23 @@ mod tests {
         let again = confirm.ask(before).await.unwrap();
         assert_eq!(again.asked_at, evidence.asked_at);
         assert!(confirm.ask(Instant::now()).await.unwrap().asked_at > evidence.asked_at);
+        // Late: what was proved stays so, and ages.
+        let proved = confirm.ask(Instant::now()).await.unwrap().asked_at;
+        let ahead = Evidence {
+            asked_at: proved + bound,
+            token: Arc::new(Token::of(
+                "app.db".parse().unwrap(),
+                FakeNode::standing_at(2, 1).into(),
+            )),
+        };
+        for _ in 0..100 {
+            confirm.proof.lock().add(ahead.clone());
+        }
+        assert!(confirm.proof.lock().open.len() <= KEPT);
+        assert!(!confirm.is_within(bound, proved + 2 * bound));
+        assert!(confirm.is_within(3 * bound, proved + 2 * bound));
+        node.put("app.db", 2, 1);
+        assert!(confirm.is_within(bound, proved + 2 * bound));
         node.set_primary(Primary::Unknown);
         assert!(confirm.ask(Instant::now()).await.is_none());
     }

@@ -67,6 +67,17 @@ enum Local {
     NotPrimary,
 }
 
+/// What is answered.
+enum Kind {
+    Write,
+    Read {
+        /// Where this node was when it began.
+        before: Token,
+        /// The client is to find on any node what it saw here.
+        is_followed: bool,
+    },
+}
+
 /// Whether this node may answer a read.
 enum Current {
     Yes,
@@ -89,6 +100,14 @@ impl Proxy {
             positions,
             target: Link::to_target(),
             nodes,
+        }
+    }
+
+    /// Asks the primary where it is, if it is another node.
+    pub(super) async fn look_at_primary(&self) {
+        if let Primary::At(_) = self.node.primary() {
+            // Who does not answer is found out by who needs it.
+            let _ = self.confirm.ask(Instant::now()).await;
         }
     }
 
@@ -161,6 +180,7 @@ impl Proxy {
             _ => None,
         };
         let started = inbound.started;
+        let kind = self.kind(class, level, &token);
         let answer = match self.to_target(&inbound, true).await {
             Local::NotPrimary => Refusal::NotPrimary.answer(),
             Local::Failed(answer) => answer,
@@ -168,7 +188,7 @@ impl Proxy {
             Local::Answered(_) if tenure.is_some() && self.node.tenure() != tenure => {
                 Refusal::NotPrimary.answer()
             }
-            Local::Answered(answer) => self.finish(&mut inbound, answer, token, class, None).await,
+            Local::Answered(answer) => self.finish(&mut inbound, answer, token, kind).await,
         };
         self.in_time(answer, started)
     }
@@ -253,9 +273,9 @@ impl Proxy {
             let tenure = match self.make_current(inbound.started, &token, level).await {
                 Current::Yes => None,
                 Current::InTenure(epoch) => Some(epoch),
-                Current::No => return self.forward(inbound, token, class).await,
+                Current::No => return self.forward(inbound, token, class, level).await,
             };
-            let before = (level != Consistency::Eventual).then(|| self.here(&token));
+            let kind = self.kind(class, level, &token);
             let answer = match self.to_target(inbound, false).await {
                 Local::Answered(answer) => answer,
                 Local::Failed(answer) => return answer,
@@ -268,12 +288,13 @@ impl Proxy {
                 }
                 continue;
             }
-            return self.finish(inbound, answer, token, class, before).await;
+            return self.finish(inbound, answer, token, kind).await;
         }
     }
 
     async fn write(&self, inbound: &mut Inbound, token: Token) -> Answer {
-        self.forward(inbound, token, Class::Write).await
+        self.forward(inbound, token, Class::Write, Consistency::Session)
+            .await
     }
 
     /// Brings this node to where a read may be answered by it.
@@ -334,7 +355,7 @@ impl Proxy {
                     continue;
                 };
                 let is_lost = token.iter().any(|(db, seen)| match evidence.token.get(db) {
-                    Some(there) => there.epoch >= seen.epoch && there.txid < seen.txid,
+                    Some(there) => seen.is_lost(there),
                     None => seen.txid.0 > 0,
                 });
                 if is_lost {
@@ -372,20 +393,29 @@ impl Proxy {
     }
 
     /// Has the primary answer, whoever that is.
-    async fn forward(&self, inbound: &mut Inbound, token: Token, class: Class) -> Answer {
+    async fn forward(
+        &self,
+        inbound: &mut Inbound,
+        token: Token,
+        class: Class,
+        level: Consistency,
+    ) -> Answer {
         let is_read = class == Class::Read;
         let deadline = Instant::now() + self.config.primary_redirect_timeout;
         let mut broken = 0;
         loop {
             let changed = self.node.primary_changed();
             match self.node.primary() {
-                Primary::Here => match self.to_target(inbound, true).await {
-                    Local::Answered(answer) => {
-                        return self.finish(inbound, answer, token, class, None).await;
+                Primary::Here => {
+                    let kind = self.kind(class, level, &token);
+                    match self.to_target(inbound, true).await {
+                        Local::Answered(answer) => {
+                            return self.finish(inbound, answer, token, kind).await;
+                        }
+                        Local::Failed(answer) => return answer,
+                        Local::NotPrimary => {}
                     }
-                    Local::Failed(answer) => return answer,
-                    Local::NotPrimary => {}
-                },
+                }
                 Primary::At(_) if self.config.redirect == Redirect::FlyReplay => {
                     if let Some(answer) = self.replay() {
                         return answer;
@@ -529,15 +559,23 @@ impl Proxy {
         self.positions.token(&names)
     }
 
-    /// Gives the client the position with which this node answered (INV-PROXY-2). `before` is where it was when a read began;
-    /// without it, a read changes no cookie.
+    fn kind(&self, class: Class, level: Consistency, caller: &Token) -> Kind {
+        match class {
+            Class::Write => Kind::Write,
+            _ => Kind::Read {
+                before: self.here(caller),
+                is_followed: level != Consistency::Eventual,
+            },
+        }
+    }
+
+    /// Gives the client the position with which this node answered (INV-PROXY-2).
     async fn finish(
         &self,
         inbound: &mut Inbound,
         answer: Response<Incoming>,
         caller: Token,
-        class: Class,
-        before: Option<Token>,
+        kind: Kind,
     ) -> Answer {
         let tenure = self.node.tenure();
         let names = self
@@ -566,24 +604,22 @@ impl Proxy {
                 self.node.standing(db).is_some() || seen.epoch.is_some_and(|epoch| epoch > tenure)
             });
         }
-        let has_moved = match &before {
-            Some(before) => *before != here,
-            None => class == Class::Write || tenure.is_some(),
-        };
         let is_news = token != caller;
-        let is_write = class == Class::Write;
-        let is_upgrade_of_write = is_write.then(|| self.node.clone());
-        let mut answer = upgrade::pass(inbound, answer, is_upgrade_of_write);
+        let (is_write, has_moved, is_followed) = match &kind {
+            Kind::Write => (true, true, true),
+            Kind::Read {
+                before,
+                is_followed,
+            } => (false, *before != here, *is_followed),
+        };
+        let mut answer = upgrade::pass(inbound, answer, is_write.then(|| self.node.clone()));
         let text = token.to_text();
         if text.is_empty() {
             return answer;
         }
         let is_shared = headers::is_for_shared_caches(answer.headers());
-        let wants_cookie = is_write || (is_news && (before.is_some() || has_moved));
-        if wants_cookie
-            && (has_moved || !is_shared)
-            && let Some(cookie) = headers::token_cookie(&text)
-        {
+        let wants_cookie = is_write || (is_news && (has_moved || (is_followed && !is_shared)));
+        if wants_cookie && let Some(cookie) = headers::token_cookie(&text) {
             answer.headers_mut().append(header::SET_COOKIE, cookie);
         }
         if let Ok(value) = HeaderValue::try_from(text) {

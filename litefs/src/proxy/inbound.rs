@@ -189,6 +189,13 @@ impl Inbound {
         *request.uri_mut() = links::uri(authority, &self.path);
         *request.headers_mut() = self.headers.clone();
         self.hop.restore(request.headers_mut());
+        if !self.body.is_empty() && self.body.len().is_none() {
+            // Of a GET, hyper takes for granted that it has no body.
+            let chunked = HeaderValue::from_static("chunked");
+            request
+                .headers_mut()
+                .insert(header::TRANSFER_ENCODING, chunked);
+        }
         if let Some((_, asked)) = asked {
             hyper::ext::on_informational(&mut request, move |answer| {
                 if answer.status() == StatusCode::CONTINUE {

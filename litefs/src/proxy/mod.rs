@@ -27,7 +27,7 @@ pub mod token;
 mod upgrade;
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -91,10 +91,7 @@ impl Front {
         };
         let running = server::start(proxy.clone()).await?;
         *self.running.lock() = Some(running);
-        tokio::spawn(keep_warm(
-            Arc::downgrade(&self.positions),
-            self.nodes.clone(),
-        ));
+        tokio::spawn(keep_warm(Arc::downgrade(proxy)));
         Ok(())
     }
 
@@ -127,27 +124,14 @@ impl Forwarded for Front {
     }
 }
 
-async fn keep_warm(positions: std::sync::Weak<Positions>, nodes: Link) {
+/// Asks the primary now and then where it is: a connection is there when a write comes, and what `bounded` goes by.
+async fn keep_warm(proxy: Weak<Proxy>) {
     loop {
         {
-            let Some(positions) = positions.upgrade() else {
+            let Some(proxy) = proxy.upgrade() else {
                 return;
             };
-            if let Primary::At(url) = positions.node.primary()
-                && let Some(authority) = links::authority_of(&url)
-            {
-                let mut request = Request::new(body::Lent::empty());
-                let path = hyper::http::uri::PathAndQuery::from_static("/info");
-                *request.uri_mut() = links::uri(&authority, &path);
-                let asked = async {
-                    let answer = nodes.send(request).await.ok()?;
-                    http_body_util::BodyExt::collect(answer.into_body())
-                        .await
-                        .ok()
-                };
-                // Who does not answer is found out by who needs it.
-                let _ = tokio::time::timeout(WARM, asked).await;
-            }
+            proxy.look_at_primary().await;
         }
         tokio::time::sleep(WARM).await;
     }

@@ -196,6 +196,7 @@ async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, client: IpAddr, stop: Can
             .timer(TokioTimer::new())
             .header_read_timeout(None)
             .max_buf_size(MAX_HEAD_LEN)
+            .max_header_size(MAX_HEAD_LEN)
             .max_headers(MAX_HEADERS);
         let http = pin!(builder.serve_connection(io, service).with_upgrades());
         run(http, |http| http.graceful_shutdown(), watch, stop).await;

@@ -70,6 +70,20 @@ impl Seen {
         }
     }
 
+    /// Whether the primary, which has seen `there`, does not have it: so nobody will.
+    #[must_use]
+    pub fn is_lost(&self, there: &Seen) -> bool {
+        let at = Standing {
+            pos: Pos {
+                txid: there.txid,
+                post_apply_checksum: there.checksum.unwrap_or(Checksum::EMPTY),
+            },
+            epoch: there.epoch.unwrap_or_default(),
+            timestamp_ms: 0,
+        };
+        self.epoch <= there.epoch && !self.is_in(&at)
+    }
+
     /// Whether it is of a later time than another of the same database.
     fn is_after(&self, other: &Seen) -> bool {
         match (self.epoch, other.epoch) {
@@ -400,6 +414,20 @@ mod tests {
         };
         assert!(of_litefs.is_in(&at(5, 9, 9)) && of_litefs.is_in(&at(6, 9, 1)));
         assert!(!of_litefs.is_in(&at(4, 9, 9)));
+    }
+
+    #[test]
+    fn what_the_primary_does_not_have_is_lost() {
+        for (token, there, want) in [
+            (seen(5, 1, 1), seen(5, 1, 1), false),
+            (seen(5, 1, 1), seen(4, 1, 1), true),
+            (seen(5, 1, 1), seen(5, 2, 1), true),
+            (seen(5, 1, 1), seen(3, 1, 2), false),
+            // Who says so is of an older tenure.
+            (seen(5, 1, 2), seen(4, 1, 1), false),
+        ] {
+            assert_eq!(token.is_lost(&there), want, "{token:?} {there:?}");
+        }
     }
 
     #[test]

@@ -131,17 +131,21 @@ fn a_client_reads_its_writes_on_a_replica_that_is_late() {
         assert_eq!(reading.join().unwrap().body, "replica 2");
     });
     // LiteFS's cookie does the same, and so does the header.
-    relay.close();
-    let added = ask(primary.proxy, "POST", "/add", "", "two");
-    let txid = added.cookie().unwrap();
-    let txid = txid.split([':', '/']).nth(1).unwrap().to_owned();
-    for headers in [with(&txid), format!("Litefs-Position: {txid}\r\n")] {
+    for (i, as_cookie) in [true, false].into_iter().enumerate() {
+        relay.close();
+        let added = ask(primary.proxy, "POST", "/add", "", "more");
+        let txid = added.cookie().unwrap();
+        let txid = txid.split([':', '/']).nth(1).unwrap().to_owned();
+        let headers = match as_cookie {
+            true => with(&txid),
+            false => format!("Litefs-Position: {txid}\r\n"),
+        };
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| get(port, "/count", &headers));
             std::thread::sleep(Duration::from_millis(200));
             assert!(!reading.is_finished(), "{headers}");
             relay.open();
-            assert_eq!(reading.join().unwrap().body, "replica 3");
+            assert_eq!(reading.join().unwrap().body, format!("replica {}", 3 + i));
         });
     }
 }
@@ -157,6 +161,8 @@ fn a_read_goes_to_the_primary_when_waiting_is_in_vain() {
         ", wait-timeout: 300ms, primary-redirect-timeout: 500ms",
     );
     let port = replica.proxy;
+    let level = get(port, "/count", "Litefs-Consistency: strong\r\n");
+    assert_eq!(level.body, "replica 1");
     relay.close();
     let token = ask(port, "POST", "/add", "", "one").cookie().unwrap();
     let began = Instant::now();

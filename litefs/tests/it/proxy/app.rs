@@ -14,7 +14,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use rusqlite::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
@@ -112,7 +112,7 @@ impl State {
         let path = self.mount.join("app.db");
         let done = tokio::task::spawn_blocking(move || {
             let db = Connection::open(path)?;
-            db.busy_timeout(Duration::from_millis(200))?;
+            db.busy_timeout(Duration::from_secs(2))?;
             f(&db)
         });
         done.await
