@@ -343,7 +343,7 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     let code = supervise(&config, &mut signals, &ports, &front).await;
 
     tracing::info!("stopping");
-    front.stop().await;
+    let clients = tokio::spawn(front.stop());
     if let Some(elected) = &elected {
         elected.leave().await;
     }
@@ -354,6 +354,8 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     drop(target);
     sender.close();
     let _ = stop_http.send(());
+    // Those that were cut off are in the log.
+    let _ = clients.await;
     match http.await {
         Ok(Err(error)) => tracing::warn!(%error, "http server"),
         Err(error) => tracing::warn!(%error, "http server"),

@@ -3,7 +3,7 @@
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::body::AnswerBody;
+use super::body::{AnswerBody, Fault};
 use super::headers::REFUSED;
 
 /// An answer on its way to a client.
@@ -88,6 +88,21 @@ pub(super) fn bad_request(what: &str) -> Answer {
     answer
         .headers_mut()
         .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
+/// The body of the request did not come in whole: the program has seen a request that broke off.
+pub(super) fn bad_body(fault: Fault) -> Answer {
+    let mut answer = match fault {
+        Fault::Broken => bad_request("the body of the request broke off, or is not made of chunks"),
+        Fault::Late => say(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request took longer to arrive than proxy.read-timeout",
+            "send it faster, or in parts",
+        ),
+    };
+    let close = HeaderValue::from_static("close");
+    answer.headers_mut().insert(header::CONNECTION, close);
     answer
 }
 

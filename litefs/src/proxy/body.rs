@@ -31,7 +31,19 @@ struct Loan {
     kept_len: usize,
     /// Part of it was sent and is kept no more.
     is_spent: bool,
+    /// All of it came in.
+    is_done: bool,
     deadline: Option<Pin<Box<Sleep>>>,
+    fault: Option<Fault>,
+}
+
+/// Why a body did not come in whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Its chunks are none, or its client left.
+    Broken,
+    /// It took too long.
+    Late,
 }
 
 impl RequestBody {
@@ -44,7 +56,9 @@ impl RequestBody {
                 kept: Vec::new(),
                 kept_len: 0,
                 is_spent: false,
+                is_done: false,
                 deadline: timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout))),
+                fault: None,
             }))
         });
         RequestBody { loan, len }
@@ -63,6 +77,16 @@ impl RequestBody {
     /// Whether it can be sent from its beginning.
     pub(super) fn is_whole(&self) -> bool {
         self.loan.as_ref().is_none_or(|loan| !loan.lock().is_spent)
+    }
+
+    /// Whether all of it came in. What did not stands in the way of a next request on its connection.
+    pub(super) fn is_done(&self) -> bool {
+        self.loan.as_ref().is_none_or(|loan| loan.lock().is_done)
+    }
+
+    /// Why it did not come in whole, if it did not.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.loan.as_ref().and_then(|loan| loan.lock().fault)
     }
 
     /// Lends it to an attempt, which sends nothing of it before `gate`.
@@ -131,6 +155,7 @@ impl Body for Lent {
             .as_mut()
             .is_some_and(|at| at.as_mut().poll(cx).is_ready())
         {
+            loan.fault = Some(Fault::Late);
             return Poll::Ready(Some(Err(
                 "the request took too long to arrive (proxy.read-timeout)".into(),
             )));
@@ -139,10 +164,15 @@ impl Body for Lent {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 loan.is_spent = true;
+                loan.fault = Some(Fault::Broken);
                 return Poll::Ready(Some(Err(error.into())));
             }
-            None => return Poll::Ready(None),
+            None => {
+                loan.is_done = true;
+                return Poll::Ready(None);
+            }
         };
+        loan.is_done = loan.body.is_end_stream();
         match frame.data_ref() {
             Some(chunk) if !loan.is_spent && loan.kept_len + chunk.len() <= KEPT_LEN => {
                 loan.kept_len += chunk.len();

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::body::Lent;
-use super::links::{self, Link};
+use super::links::{self, Link, SendError};
 use super::port::{Primary, ProxyNode};
 use super::positions::Positions;
 use super::token::{self, Token};
@@ -25,6 +25,8 @@ pub(super) const PATH: &str = "/v1/positions";
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Answers that this node was not at yet, of which so many are kept, for `bounded`.
 const KEPT: usize = 64;
+/// How often a question is asked again whose connection broke.
+const TRIES: u32 = 3;
 const MAX_ANSWER_LEN: usize = 32 << 20;
 
 /// What `GET /v1/positions` says.
@@ -152,9 +154,18 @@ impl Confirm {
 
     async fn fetch(&self, url: &str) -> Option<Token> {
         let authority = links::authority_of(url)?;
-        let mut request = Request::new(Lent::empty());
-        *request.uri_mut() = links::uri(&authority, &self.path.parse().ok()?);
-        let answer = self.link.send(request).await.ok()?;
+        let uri = links::uri(&authority, &self.path.parse().ok()?);
+        let mut tries = 0;
+        let answer = loop {
+            let mut request = Request::new(Lent::empty());
+            *request.uri_mut() = uri.clone();
+            match self.link.send(request).await {
+                Ok(answer) => break answer,
+                // The connection was kept by us alone.
+                Err(SendError::Broken(_)) if tries < TRIES => tries += 1,
+                Err(_) => return None,
+            }
+        };
         if answer.status() != StatusCode::OK {
             return None;
         }

@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 
-use super::answer::{Answer, Refusal, bad_request, no_primary, outcome_unknown, say};
+use super::answer::{Answer, Refusal, bad_body, bad_request, no_primary, outcome_unknown, say};
 use super::body::AnswerBody;
 use super::confirm::Confirm;
 use super::headers::{self, CONSISTENCY, CONSISTENCY_COOKIE, POSITION};
@@ -45,6 +45,8 @@ const TARGET_PACE: Duration = Duration::from_millis(100);
 const SAFE_TRIES: u32 = 3;
 /// Pause before the primary is tried again, unless another is known sooner.
 const RETRY: Duration = Duration::from_millis(25);
+/// How often is looked whether there is one, beside being told.
+const UNKNOWN: Duration = Duration::from_millis(200);
 /// A read that has waited so long has the primary asked whether it waits in vain.
 const DOUBT: Duration = Duration::from_millis(100);
 
@@ -348,8 +350,10 @@ impl Proxy {
             return Current::Yes;
         }
         let doubt = async {
+            let mut pause = DOUBT;
             loop {
-                tokio::time::sleep(DOUBT).await;
+                tokio::time::sleep(pause).await;
+                pause *= 2;
                 // What the primary does not have either comes to nobody.
                 let Some(evidence) = self.confirm.ask(Instant::now()).await else {
                     continue;
@@ -402,7 +406,6 @@ impl Proxy {
     ) -> Answer {
         let is_read = class == Class::Read;
         let deadline = Instant::now() + self.config.primary_redirect_timeout;
-        let mut broken = 0;
         loop {
             let changed = self.node.primary_changed();
             match self.node.primary() {
@@ -421,7 +424,7 @@ impl Proxy {
                         return answer;
                     }
                 }
-                Primary::At(url) => match self.to_node(inbound, &url, &mut broken).await {
+                Primary::At(url) => match self.to_node(inbound, &url).await {
                     Ok(answer) => return answer,
                     Err(why) => tracing::debug!(%url, why, "the primary is tried again"),
                 },
@@ -439,7 +442,8 @@ impl Proxy {
                 );
             }
             let pause = match self.node.primary() {
-                Primary::Unknown => deadline - now,
+                // A handoff that came to nothing is told to nobody.
+                Primary::Unknown => UNKNOWN.min(deadline - now),
                 _ => RETRY.min(deadline - now),
             };
             tokio::select! {
@@ -459,12 +463,7 @@ impl Proxy {
 
     /// Hands a request to the node that should be primary. An error is a reason to try again: its program has not seen it, or
     /// may see it twice.
-    async fn to_node(
-        &self,
-        inbound: &mut Inbound,
-        url: &str,
-        broken: &mut u32,
-    ) -> Result<Answer, String> {
+    async fn to_node(&self, inbound: &mut Inbound, url: &str) -> Result<Answer, String> {
         let cluster = self.node.cluster_id().unwrap_or_default();
         let authority = links::authority_of(url).ok_or("its address is no URL")?;
         let sent = self
@@ -474,8 +473,10 @@ impl Proxy {
         let answer = match sent {
             Ok(answer) => answer,
             Err(SendError::Broken(why)) => {
-                *broken += 1;
-                return match inbound.is_safe() && *broken < SAFE_TRIES && inbound.body.is_whole() {
+                if let Some(fault) = inbound.body.fault() {
+                    return Ok(bad_body(fault));
+                }
+                return match inbound.is_safe() && inbound.body.is_whole() {
                     true => Err(why),
                     false => Ok(outcome_unknown("the primary", &why)),
                 };
@@ -535,6 +536,9 @@ impl Proxy {
                     ));
                 }
                 SendError::Broken(why) => {
+                    if let Some(fault) = inbound.body.fault() {
+                        return Local::Failed(bad_body(fault));
+                    }
                     broken += 1;
                     if !inbound.is_safe() || broken >= SAFE_TRIES || !inbound.body.is_whole() {
                         return Local::Failed(outcome_unknown("the program", why));

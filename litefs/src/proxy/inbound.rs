@@ -30,6 +30,7 @@ pub(super) struct Inbound {
     pub(super) body: RequestBody,
     pub(super) upgrade: Option<OnUpgrade>,
     pub(super) started: Instant,
+    pub(super) is_http2: bool,
     hop: Hop,
     /// The client waits to be asked for the body.
     expects: bool,
@@ -138,6 +139,7 @@ impl Inbound {
             body,
             upgrade: upgrade.filter(|_| hop.upgrade.is_some()),
             started: Instant::now(),
+            is_http2: version == Version::HTTP_2,
             hop,
             expects,
         })

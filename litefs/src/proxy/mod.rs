@@ -96,7 +96,7 @@ impl Front {
     }
 
     /// Takes no more clients, and gives their requests a moment.
-    pub async fn stop(&self) {
+    pub async fn stop(self: Arc<Self>) {
         let running = self.running.lock().take();
         if let Some(running) = running {
             running.stop().await;

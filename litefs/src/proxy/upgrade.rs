@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
@@ -21,6 +22,11 @@ pub(super) fn pass(
 ) -> Answer {
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         headers::strip_hop_by_hop(answer.headers_mut());
+        if !inbound.body.is_done() && !inbound.is_http2 {
+            // Without a word, whoever sent it would send its next on a connection that is about to be closed.
+            let close = HeaderValue::from_static("close");
+            answer.headers_mut().insert(header::CONNECTION, close);
+        }
         return answer.map(AnswerBody::theirs);
     }
     let Some(client) = inbound.upgrade.take() else {

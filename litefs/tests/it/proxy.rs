@@ -191,11 +191,17 @@ fn a_read_goes_to_the_primary_when_waiting_is_in_vain() {
     // Without any primary there is nothing left to try.
     relay.close();
     let token = ask(port, "POST", "/add", "", "two").cookie().unwrap();
+    let direct = Site::replica(
+        dir.path(),
+        "direct",
+        primary.node.port,
+        ", primary-redirect-timeout: 500ms",
+    );
     let Site { mut node, .. } = primary;
     node.kill();
     let read = get(port, "/count", &with(&token));
     assert_eq!(read.status, 504, "{read:?}");
-    let written = ask(port, "POST", "/add", "", "three");
+    let written = ask(direct.proxy, "POST", "/add", "", "three");
     assert_eq!(written.status, 503, "{written:?}");
     assert_eq!(written.header("retry-after"), Some("1"));
     assert!(
@@ -375,6 +381,7 @@ fn large_bodies_are_streamed_and_refused_before_they_are_sent() {
     write!(tcp, "POST /refuse HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 5000000\r\n\r\n").unwrap();
     let refused = read_answer(&mut tcp).unwrap();
     assert_eq!(refused.status, 413);
+    assert_eq!(refused.header("connection"), Some("close"));
     assert!(!refused.head.contains("100 Continue"));
     let mut tcp = connect(replica.proxy);
     write!(tcp, "POST /upload HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").unwrap();
@@ -698,7 +705,7 @@ fn what_is_no_request_is_refused_and_harms_nobody() {
             );
             let answer = raw(site.proxy, request.as_bytes());
             assert!(
-                answer.as_ref().is_none_or(|a| a.status >= 400),
+                answer.as_ref().is_some_and(|a| a.status == 400),
                 "{chunks:?}: {answer:?}"
             );
         }
@@ -736,8 +743,10 @@ fn thousands_of_silent_clients_cost_little() {
     if cannot_mount() {
         return;
     }
-    let clients =
-        raise_files(22_000).map_or(2_000, |files| if files >= 22_000 { 10_000 } else { 2_000 });
+    let clients = match raise_files(11_000) {
+        Some(11_000..) => 10_000,
+        _ => 500,
+    };
     let dir = tempfile::tempdir().unwrap();
     let primary = Site::primary(dir.path(), ", read-header-timeout: 60s, idle-timeout: 60s");
     let before = peak_kb(&primary.node);

@@ -41,6 +41,8 @@ pub(super) struct State {
     /// Lets the waiting handlers go on.
     pub(super) go_on: Notify,
     pub(super) is_open: AtomicBool,
+    /// One of its handlers writes at a time: SQLite's own queue is not a fair one.
+    writing: tokio::sync::Mutex<()>,
 }
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -55,6 +57,7 @@ impl App {
             requests: AtomicUsize::new(0),
             go_on: Notify::new(),
             is_open: AtomicBool::new(false),
+            writing: tokio::sync::Mutex::new(()),
         });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -121,6 +124,7 @@ impl State {
     }
 
     async fn insert(&self, value: String) -> Result<(), Response<Body>> {
+        let _one = self.writing.lock().await;
         self.sql(move |db| db.execute("INSERT INTO t(v) VALUES(?1)", [value]).map(drop))
             .await
     }
