@@ -145,13 +145,16 @@ impl Db {
         if inner.trouble.is_some() || inner.is_replaced || inner.in_doubt.is_some() {
             return false;
         }
+        let has_wal = std::fs::metadata(&self.paths.wal).is_ok_and(|wal| wal.len() > 0);
+        if !has_wal {
+            // Each commit writes the file then, or makes a WAL.
+            let main = std::fs::metadata(&self.paths.main);
+            return main.map_or(inner.page_count == 0, |main| {
+                inner.stamp == Some(super::Stamp::from(&main))
+            });
+        }
         if !self.trusts_index() {
-            // Without a WAL, each commit writes the file.
-            let Ok(main) = std::fs::metadata(&self.paths.main) else {
-                return inner.page_count == 0;
-            };
-            return inner.stamp == Some(super::Stamp::from(&main))
-                && std::fs::metadata(&self.paths.wal).map_or(true, |wal| wal.len() == 0);
+            return false;
         }
         let Some((cursor, change)) = inner.index_change.filter(|(c, _)| inner.cursor == Some(*c))
         else {

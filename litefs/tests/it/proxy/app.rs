@@ -110,13 +110,26 @@ fn text(status: StatusCode, text: impl Into<String>) -> Response<Body> {
 impl State {
     async fn sql<T: Send + 'static>(
         &self,
-        f: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        f: impl Fn(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Response<Body>> {
         let path = self.mount.join("app.db");
         let done = tokio::task::spawn_blocking(move || {
-            let db = Connection::open(path)?;
-            db.busy_timeout(Duration::from_secs(2))?;
-            f(&db)
+            let began = std::time::Instant::now();
+            loop {
+                let db = Connection::open(&path)?;
+                db.busy_timeout(Duration::from_secs(2))?;
+                match f(&db) {
+                    // A node that has just begun to follow may refuse an open; that is for tests of the mount.
+                    Err(e)
+                        if e.sqlite_error_code() == Some(rusqlite::ErrorCode::CannotOpen)
+                            && began.elapsed() < Duration::from_secs(2) =>
+                    {
+                        eprintln!("opened again: {} ({e})", path.display());
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    done => return done,
+                }
+            }
         });
         done.await
             .unwrap()
@@ -125,8 +138,11 @@ impl State {
 
     async fn insert(&self, value: String) -> Result<(), Response<Body>> {
         let _one = self.writing.lock().await;
-        self.sql(move |db| db.execute("INSERT INTO t(v) VALUES(?1)", [value]).map(drop))
-            .await
+        self.sql(move |db| {
+            db.execute("INSERT INTO t(v) VALUES(?1)", [&value])
+                .map(drop)
+        })
+        .await
     }
 
     async fn wait(&self) {
