@@ -188,7 +188,10 @@ mod tests {
         assert_eq!(names.len(), 60);
         assert_eq!(positions.token(&names).len(), MAX_DATABASES);
         let one = "07.db".parse().unwrap();
-        assert_eq!(positions.names(&filter, Some(&one)), [one.clone()]);
+        assert_eq!(
+            positions.names(&filter, Some(&one)),
+            std::slice::from_ref(&one)
+        );
         node.age("07.db");
         assert_eq!(positions.token(&[one]).len(), 1);
         assert_eq!(positions.token(&names[..]).len(), MAX_DATABASES);

@@ -354,7 +354,7 @@ mod tests {
     fn what_is_no_token_is_refused() {
         let app = db("app.db");
         let long = "a".repeat(MAX_LEN + 1);
-        let many = vec!["x:0000000000000001"; 2].join("~");
+        let many = ["x:0000000000000001"; 2].join("~");
         let most: Vec<String> = (0..41).map(|i| format!("d{i}:0000000000000001")).collect();
         let most = most.join("~");
         for bad in [

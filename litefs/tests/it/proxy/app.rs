@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http_body_util::combinators::BoxBody;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -45,7 +45,7 @@ pub(super) struct State {
     writing: tokio::sync::Mutex<()>,
 }
 
-type Body = BoxBody<Bytes, Infallible>;
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl App {
     /// Serves the databases that will be at `mount`; answers begin with `name`.
@@ -101,7 +101,7 @@ async fn serve(listener: std::net::TcpListener, state: Arc<State>) {
 }
 
 fn text(status: StatusCode, text: impl Into<String>) -> Response<Body> {
-    let body = Full::new(Bytes::from(text.into())).boxed();
+    let body = Full::new(Bytes::from(text.into())).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response
@@ -234,9 +234,8 @@ async fn route(
             let frames = first
                 .chain(second)
                 .map(|line| Ok(Frame::data(Bytes::from(line))));
-            let mut response = Response::new(BodyExt::boxed(StreamBody::new(SyncStream(
-                Box::pin(frames),
-            ))));
+            let mut response =
+                Response::new(BodyExt::boxed_unsync(StreamBody::new(Box::pin(frames))));
             response.headers_mut().insert(
                 "content-type",
                 HeaderValue::from_static("text/event-stream"),
@@ -257,7 +256,7 @@ async fn route(
                 Ok(Frame::trailers(trailers)),
             ];
             let frames = futures_util::stream::iter(frames);
-            let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+            let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
             response
                 .headers_mut()
                 .insert("trailer", HeaderValue::from_static("x-back"));
@@ -283,22 +282,5 @@ async fn route(
             Ok(response)
         }
         _ => Ok(text(StatusCode::NOT_FOUND, format!("{name} no {path}"))),
-    }
-}
-
-/// A stream that is looked at by one task at a time, which `boxed` cannot know.
-struct SyncStream<S>(std::pin::Pin<Box<S>>);
-
-// SAFETY: nothing can be done with a shared reference to it.
-unsafe impl<S> Sync for SyncStream<S> {}
-
-impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
-    type Item = S::Item;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<S::Item>> {
-        self.0.as_mut().poll_next(cx)
     }
 }
