@@ -1,7 +1,7 @@
 //! `litefs`: SQLite databases in a FUSE directory, replicated page by page to every node.
 //!
 //! Layers, top to bottom; nothing points up:
-//! `cmd -> {http, volume} -> replication -> store -> db -> {ltx, sqlite, disk}`.
+//! `cmd -> node -> proxy -> {http, volume} -> replication -> store -> db -> {ltx, sqlite, disk}`.
 
 pub mod clock;
 pub mod cmd;
@@ -16,6 +16,7 @@ pub mod lag;
 pub mod logging;
 pub mod ltx;
 pub mod node;
+pub mod proxy;
 pub mod replication;
 pub mod sqlite;
 pub mod store;

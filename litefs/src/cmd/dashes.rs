@@ -8,8 +8,9 @@
 use std::ffi::OsString;
 
 /// Flags with a value.
-const VALUED: [&str; 12] = [
+const VALUED: [&str; 15] = [
     "config",
+    "consistency",
     "db",
     "dir",
     "durability",
@@ -17,6 +18,8 @@ const VALUED: [&str; 12] = [
     "kills",
     "name",
     "nodes",
+    "pos",
+    "timeout",
     "to",
     "url",
     "wait",

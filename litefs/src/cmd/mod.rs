@@ -15,6 +15,7 @@ mod run;
 mod status;
 mod table;
 mod version;
+mod wait;
 
 use crate::config::NodeUrl;
 use crate::exit;
@@ -41,6 +42,7 @@ enum Command {
     Promote(handoff::PromoteArgs),
     Bench(bench::Args),
     Lost(lost::Args),
+    Wait(wait::Args),
     Version(version::Args),
 }
 
@@ -73,6 +75,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
         Command::Promote(args) => handoff::promote(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Lost(args) => lost::run(&args),
+        Command::Wait(args) => wait::run(&args),
         Command::Version(args) => version::run(&args),
     };
     end.unwrap_or_else(|error| {
@@ -127,6 +130,10 @@ mod tests {
             "litefs run app",
             "litefs run -promote -with-halt-lock-on x -- app",
             "litefs run -wait soon -- app",
+            "litefs wait -db app.db",
+            "litefs wait -pos 0000000000000001",
+            "litefs wait -db app.db -pos 0000000000000001 -consistency strong",
+            "litefs wait -db app.db -consistency sometimes",
         ] {
             assert_eq!(code(line), exit::USAGE, "{line}");
         }
@@ -143,6 +150,7 @@ mod tests {
     #[test]
     fn errors_while_running_end_with_1() {
         assert_eq!(code("litefs import -name x /no/such/file"), exit::RUNTIME);
+        assert_eq!(code("litefs wait -db app.db -pos 1"), exit::RUNTIME);
         assert_eq!(
             code("litefs run -with-halt-lock-on /db -- app"),
             exit::RUNTIME

@@ -99,7 +99,7 @@ pub(crate) struct Log {
 pub(crate) struct Proxy {
     pub(crate) addr: Option<String>,
     pub(crate) target: Option<String>,
-    pub(crate) db: Option<String>,
+    pub(crate) db: Option<Names>,
     pub(crate) max_lag: Option<GoDuration>,
     pub(crate) debug: Option<Flag>,
     pub(crate) passthrough: Option<Vec<String>>,
@@ -109,6 +109,16 @@ pub(crate) struct Proxy {
     pub(crate) write_timeout: Option<GoDuration>,
     pub(crate) read_header_timeout: Option<GoDuration>,
     pub(crate) idle_timeout: Option<GoDuration>,
+    pub(crate) consistency: Option<String>,
+    pub(crate) wait_timeout: Option<GoDuration>,
+    pub(crate) redirect: Option<String>,
+}
+
+/// `proxy.db`: one name, or a list of names and patterns.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    One(String),
+    Several(Vec<String>),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -201,6 +211,38 @@ impl<'de> Deserialize<'de> for Exec {
     }
 }
 
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NamesVisitor)
+    }
+}
+
+struct NamesVisitor;
+
+impl<'de> Visitor<'de> for NamesVisitor {
+    type Value = Names;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a name in quotes, or a list of names")
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<Names, E> {
+        Ok(Names::One(name.to_owned()))
+    }
+
+    fn visit_u64<E: de::Error>(self, name: u64) -> Result<Names, E> {
+        Ok(Names::One(name.to_string()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Names, A::Error> {
+        let mut names = Vec::new();
+        while let Some(name) = list.next_element()? {
+            names.push(name);
+        }
+        Ok(Names::Several(names))
+    }
+}
+
 struct ExecVisitor;
 
 impl<'de> Visitor<'de> for ExecVisitor {
@@ -276,7 +318,8 @@ mod tests {
 
     #[test]
     fn scalars_are_read_as_go_reads_them() {
-        let text = "lease: {hostname: 148, candidate: no, promote: On}\nproxy: {db: 1e3}\nhttp:\n";
+        let text =
+            "lease: {hostname: 148, candidate: no, promote: On}\nproxy: {addr: 1e3}\nhttp:\n";
         let file = File::parse(text).unwrap();
         let lease = file.lease.unwrap();
         assert_eq!(lease.hostname.as_deref(), Some("148"));
@@ -284,7 +327,7 @@ mod tests {
             (lease.candidate, lease.promote),
             (Some(Flag(false)), Some(Flag(true)))
         );
-        assert_eq!(file.proxy.unwrap().db.as_deref(), Some("1e3"));
+        assert_eq!(file.proxy.unwrap().addr.as_deref(), Some("1e3"));
         assert!(file.http.is_none());
     }
 

@@ -14,6 +14,7 @@ mod env;
 mod error;
 mod file;
 mod keys;
+mod proxy;
 mod resolved;
 mod scalar;
 mod size;
@@ -23,9 +24,11 @@ use std::path::{Path, PathBuf};
 pub use crate::replication::DatabaseFilter;
 pub use addr::{AddrError, ListenAddr, NodeUrl};
 pub use durability::{DURABILITY_REMEDY, DurabilityError, parse_durability, show_durability};
+pub(crate) use duration::GoDuration;
 pub use env::{Env, expand};
 pub use error::ConfigError;
 pub use keys::{KEYS, Key, Support};
+pub use proxy::{Proxy, ProxyTarget, Redirect};
 pub use resolved::{
     Data, ExecCommand, Fuse, Http, Lease, Log, LogFormat, LogLevel, Passthrough, Resolved, Role,
 };

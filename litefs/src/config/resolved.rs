@@ -51,6 +51,8 @@ pub struct Resolved {
     pub durability: Durability,
     /// What is logged, and how.
     pub log: Log,
+    /// The HTTP proxy, if there is to be one.
+    pub proxy: Option<super::Proxy>,
 }
 
 /// One program to run.
@@ -230,6 +232,7 @@ impl Resolved {
             fuse: Fuse::from_file(file.fuse.unwrap_or_default(), overrides)?,
             lease: Lease::from_file(file.lease.unwrap_or_default(), os_hostname, &http.addr)?,
             log: Log::from_file(&file.log.unwrap_or_default(), overrides)?,
+            proxy: super::Proxy::from_file(file.proxy.unwrap_or_default())?,
             data,
             http,
         };
@@ -450,14 +453,6 @@ fn refuse_what_is_missing(file: &file::File) -> Result<(), ConfigError> {
             remedy,
         })
     };
-    if file
-        .proxy
-        .as_ref()
-        .is_some_and(|proxy| set(proxy.target.as_ref()))
-    {
-        let remedy = "remove `proxy.target` and let clients reach the program's own port";
-        return refuse("proxy.target", "the HTTP proxy", remedy);
-    }
     if file
         .backup
         .as_ref()

@@ -257,8 +257,8 @@ fn refusals_say_what_where_and_what_to_do() {
         ),
         (
             "lease: {type: static}\nproxy: {target: 'localhost:3000'}",
-            "proxy.target: the HTTP proxy is not in this version: \
-             remove `proxy.target` and let clients reach the program's own port"
+            "proxy.addr: the proxy needs an address of its own, beside proxy.target: \
+             write HOST:PORT, or :8080 for all interfaces"
                 .to_owned(),
         ),
         (

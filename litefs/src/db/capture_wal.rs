@@ -135,6 +135,43 @@ impl Db {
         self.index_users.load(Ordering::Acquire) > 0
     }
 
+    /// Returns whether it is plain at a glance that everything committed so far is captured. Does not wait: while something is
+    /// captured, it is not plain.
+    #[must_use]
+    pub fn has_no_news(&self) -> bool {
+        let Some(inner) = self.inner.try_lock() else {
+            return false;
+        };
+        if inner.trouble.is_some() || inner.is_replaced || inner.in_doubt.is_some() {
+            return false;
+        }
+        let has_wal = std::fs::metadata(&self.paths.wal).is_ok_and(|wal| wal.len() > 0);
+        if !has_wal {
+            // Each commit writes the file then, or makes a WAL.
+            let main = std::fs::metadata(&self.paths.main);
+            return main.map_or(inner.page_count == 0, |main| {
+                inner.stamp == Some(super::Stamp::from(&main))
+            });
+        }
+        if !self.trusts_index() {
+            return false;
+        }
+        let Some((cursor, change)) = inner.index_change.filter(|(c, _)| inner.cursor == Some(*c))
+        else {
+            return false;
+        };
+        let mut bytes = [0; 2 * wal_index::HEADER_LEN];
+        let read = File::open(&self.paths.shm).and_then(|shm| read_full(&shm, &mut bytes, 0));
+        if !read.is_ok_and(|n| n == bytes.len()) {
+            return false;
+        }
+        WalIndexHeader::decode_copies(&bytes).is_ok_and(|index| {
+            index.mx_frame == cursor.frame_no
+                && index.change == change
+                && (index.salts.0, index.salts.1) == (cursor.salt1, cursor.salt2)
+        })
+    }
+
     pub(super) fn capture_wal_locked(&self, inner: &mut Inner) -> Result<(), DbError> {
         let trust_index = self.trusts_index();
         while self.capture_wal_step(inner, trust_index)? == Step::More {}

@@ -19,6 +19,14 @@ pub enum NodeError {
     /// A query parameter is missing.
     #[error("query parameter {0:?} is missing")]
     MissingParameter(&'static str),
+    /// A query parameter has a value that it cannot have.
+    #[error("query parameter {name}: {why}")]
+    BadParameter {
+        /// Which.
+        name: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Not a database name.
     #[error(transparent)]
     Name(#[from] DbNameError),
@@ -104,6 +112,7 @@ impl NodeError {
     fn status(&self) -> StatusCode {
         match self {
             NodeError::MissingParameter(_)
+            | NodeError::BadParameter { .. }
             | NodeError::Name(_)
             | NodeError::Reserved { .. }
             | NodeError::BadNodeId(_)
@@ -131,6 +140,7 @@ impl NodeError {
     fn action(&self) -> String {
         match self {
             NodeError::MissingParameter(name) => format!("add ?{name}=... to the address"),
+            NodeError::BadParameter { name, .. } => format!("give another {name}; see docs/proxy.md"),
             NodeError::Name(_) => {
                 "name the database as in the mount, for instance my.db".to_owned()
             }

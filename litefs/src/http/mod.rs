@@ -14,5 +14,5 @@ pub mod stream;
 pub use error::NodeError;
 pub use events::Event;
 pub use metrics::{MetricKind, MetricsText};
-pub use server::{Export, NodeApi, NodeInfo, PrimaryHost, Server};
+pub use server::{Export, Forwarded, NodeApi, NodeInfo, PrimaryHost, Server};
 pub use stream::HttpDial;

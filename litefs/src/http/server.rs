@@ -9,11 +9,11 @@
 //! | `GET /metrics` | Prometheus |
 //! | `GET /debug/vars` | positions, here and on replicas |
 //!
-//! Others are in `cluster` and `status`.
+//! Others are in `cluster`, `status` and `crate::proxy`.
 
 use std::future::Future;
 use std::io::{self, Read};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
@@ -116,6 +118,17 @@ pub trait NodeApi: Send + Sync + 'static {
     fn metrics(&self, text: &mut MetricsText);
 }
 
+/// Takes requests of other nodes' clients, before any route is looked at: their paths are a program's.
+pub trait Forwarded: Send + Sync + 'static {
+    /// Whether a request with these headers is one.
+    fn takes(&self, headers: &HeaderMap) -> bool;
+    /// Answers it.
+    fn handle(
+        &self,
+        request: hyper::Request<Incoming>,
+    ) -> Pin<Box<dyn Future<Output = Response> + Send>>;
+}
+
 /// Shared by the handlers.
 #[derive(Clone)]
 pub struct Server {
@@ -123,6 +136,7 @@ pub struct Server {
     sender: Arc<Sender>,
     /// Serves the winner of an election with what it lacks.
     lender: Option<Arc<Sender>>,
+    forwarded: Option<Arc<dyn Forwarded>>,
     closing: CancellationToken,
 }
 
@@ -134,8 +148,16 @@ impl Server {
             node,
             sender,
             lender,
+            forwarded: None,
             closing: CancellationToken::new(),
         }
+    }
+
+    /// Hands forwarded requests to whom they are for.
+    #[must_use]
+    pub fn with_forwarded(mut self, forwarded: Arc<dyn Forwarded>) -> Server {
+        self.forwarded = Some(forwarded);
+        self
     }
 
     /// Makes the router, to which other parts of the node may add theirs.
@@ -175,7 +197,17 @@ impl Server {
                 accepted = next_connection(&listener, &slots) => accepted?,
             };
             tune(&tcp);
-            let service = TowerToHyperService::new(router.clone());
+            let routes = TowerToHyperService::new(router.clone());
+            let forwarded = self.forwarded.clone();
+            let service = service_fn(move |request: hyper::Request<Incoming>| {
+                let (routes, forwarded) = (routes.clone(), forwarded.clone());
+                async move {
+                    match forwarded.filter(|f| f.takes(request.headers())) {
+                        Some(forwarded) => Ok(forwarded.handle(request).await),
+                        None => routes.call(request).await,
+                    }
+                }
+            });
             let closing = self.closing.clone();
             connections.spawn(async move {
                 let _slot = slot;

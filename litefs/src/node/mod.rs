@@ -14,6 +14,7 @@ mod lost;
 mod members;
 mod peers;
 mod ports;
+mod proxied;
 mod quorum;
 mod resolve;
 mod roles;
@@ -277,12 +278,24 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
         replicas.clone(),
         elected.as_ref().map(Elected::election),
     )?;
-    let server = Server::new(api, sender.clone(), lender);
+    let front = crate::proxy::Front::new(
+        Arc::new(proxied::Proxied {
+            ports: ports.clone(),
+            election: elected.as_ref().map(Elected::election),
+            target: target.subscribe(),
+        }),
+        config.proxy.as_ref(),
+    );
+    let server = Server::new(api, sender.clone(), lender).with_forwarded(front.clone());
     let (stop_http, http_stopped) = oneshot::channel::<()>();
     let http = {
         let lost = crate::http::lost::router(Arc::new(lost::Lost(ports.clone())));
         let desk = crate::http::status::router(Arc::new(desk));
-        let mut router = server.router().merge(desk).merge(lost);
+        let mut router = server
+            .router()
+            .merge(desk)
+            .merge(lost)
+            .merge(front.router());
         if let Some(elected) = &elected {
             router = router.merge(crate::http::cluster::router(elected.api()));
         }
@@ -327,9 +340,10 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
             .spawn(move || upkeep(&store, pace, attendance, &upkeep_stopped))?
     };
 
-    let code = supervise(&config, &mut signals, &ports).await;
+    let code = supervise(&config, &mut signals, &ports, &front).await;
 
     tracing::info!("stopping");
+    let clients = tokio::spawn(front.stop());
     if let Some(elected) = &elected {
         elected.leave().await;
     }
@@ -340,6 +354,8 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
     drop(target);
     sender.close();
     let _ = stop_http.send(());
+    // Those that were cut off are in the log.
+    let _ = clients.await;
     match http.await {
         Ok(Err(error)) => tracing::warn!(%error, "http server"),
         Err(error) => tracing::warn!(%error, "http server"),
@@ -393,7 +409,12 @@ async fn run_node(config: Resolved) -> anyhow::Result<i32> {
 }
 
 /// Waits for the node to be ready, runs the programs, and returns when it is time to stop.
-async fn supervise(config: &Resolved, signals: &mut Signals, ports: &Ports) -> anyhow::Result<i32> {
+async fn supervise(
+    config: &Resolved,
+    signals: &mut Signals,
+    ports: &Ports,
+    front: &crate::proxy::Front,
+) -> anyhow::Result<i32> {
     let mut ready = ports.ready.subscribe();
     if !config.skip_sync {
         loop {
@@ -404,6 +425,7 @@ async fn supervise(config: &Resolved, signals: &mut Signals, ports: &Ports) -> a
         }
     }
     tracing::info!(primary = ports.node.is_primary(), "ready");
+    front.start().await?;
     if config.exec.is_empty() {
         while !asks_to_stop(signals.recv().await) {}
         return Ok(0);

@@ -16,6 +16,7 @@ mod modes;
 mod nobody;
 mod nodes;
 mod power;
+mod proxy;
 mod recovery;
 mod roles;
 mod scale;
