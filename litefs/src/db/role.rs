@@ -119,14 +119,14 @@ impl Db {
         Ok(Opened { main, shm: None })
     }
 
+    /// Opens the wal-index that has the name now; SHARED or more is held on the main file.
     fn open_index(&self, files: &mut Opened) -> Result<(), DbError> {
-        if files.shm.is_none() {
-            let path = with_suffix(&self.paths.mounted, "-shm");
-            let mut how = OpenOptions::new();
-            how.read(true).write(true).create(true).truncate(false);
-            let shm = self.node.in_mount(|| how.open(&path));
-            files.shm = Some(shm.map_err(DbError::io("open", &path))?);
-        }
+        // That of an earlier attempt may be gone: who closes the database last removes it.
+        let path = with_suffix(&self.paths.mounted, "-shm");
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).create(true).truncate(false);
+        let shm = self.node.in_mount(|| how.open(&path));
+        files.shm = Some(shm.map_err(DbError::io("open", &path))?);
         Ok(())
     }
 
@@ -134,6 +134,14 @@ impl Db {
         let Some(files) = opened else {
             return Ok(Try::Held("nothing"));
         };
+        let io = || DbError::io("lock", &self.paths.shm);
+        // Keeps whoever closes the database from removing its companions.
+        if !OfdLocks::new(files.main.as_fd())
+            .try_read(db::SHARED)
+            .map_err(io())?
+        {
+            return Ok(Try::Held("SHARED"));
+        }
         self.open_index(files)?;
         let (main, index) = (
             OfdLocks::new(files.main.as_fd()),
@@ -147,19 +155,16 @@ impl Db {
             let _ = index.unlock(shm::DMS);
             let _ = main.unlock(db::SHARED);
         };
-        let io = || DbError::io("lock", &self.paths.shm);
         if !seize(&index, shm::WRITE).map_err(io())? {
+            give_back();
             return Ok(Try::Held("WRITE"));
         }
-        let wanted: [(&OfdLocks<'_>, LockRange, bool, &'static str); 3] = [
-            (&main, db::SHARED, false, "SHARED"),
-            (&index, shm::DMS, false, "DMS"),
-            (&index, shm::CKPT, true, "CKPT"),
-        ];
-        for (locks, range, exclusive, name) in wanted {
+        let wanted: [(LockRange, bool, &'static str); 2] =
+            [(shm::DMS, false, "DMS"), (shm::CKPT, true, "CKPT")];
+        for (range, exclusive, name) in wanted {
             let taken = match exclusive {
-                true => locks.try_write(range),
-                false => locks.try_read(range),
+                true => index.try_write(range),
+                false => index.try_read(range),
             };
             if !taken.map_err(io())? {
                 give_back();

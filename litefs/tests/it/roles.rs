@@ -188,6 +188,59 @@ fn pools_go_on_across_handoffs_without_an_error() {
     }
 }
 
+/// Programs that open a database for each request are often the last to close it, and remove its WAL and wal-index then: a
+/// node that had opened these a moment before served its readers by files that nobody could open any more.
+#[test]
+fn programs_that_come_and_go_find_the_database_across_handoffs() {
+    if cannot_mount() {
+        return;
+    }
+    for mode in ["wal", "delete"] {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Cluster::start(dir.path(), 3, &Options::default());
+        drop(create(&cluster.nodes[cluster.primary()], "a.db", mode));
+        cluster.wait_until_level("a.db");
+        let stop = AtomicBool::new(false);
+        let opened = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for (node, writes) in cluster.nodes.iter().flat_map(|n| [(n, false), (n, true)]) {
+                let (stop, opened) = (&stop, &opened);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Acquire) {
+                        let db = Connection::open(node.path("a.db")).unwrap();
+                        db.busy_timeout(Duration::from_millis(500)).unwrap();
+                        let done = match writes {
+                            true => db.execute("INSERT INTO t(v) VALUES(1)", []).map(drop),
+                            false => db.query_row("SELECT count(*) FROM t", [], |_| Ok(())),
+                        };
+                        match done {
+                            Ok(()) => {}
+                            Err(error)
+                                if writes
+                                    && error.sqlite_error_code()
+                                        == Some(ErrorCode::DatabaseBusy) => {}
+                            Err(error) => panic!("{mode}, {}: {error}", node.dir.display()),
+                        }
+                        opened.fetch_add(1, Ordering::AcqRel);
+                    }
+                });
+            }
+            let stop = StopOnDrop(&stop);
+            let mut primary = cluster.primary();
+            for _ in 0..12 {
+                let before = opened.load(Ordering::Acquire);
+                wait_for("programs to come and go", || {
+                    opened.load(Ordering::Acquire) > before + 60
+                });
+                primary = (primary + 1) % 3;
+                cluster.promote(primary);
+            }
+            drop(stop);
+        });
+        cluster.assert_same("a.db");
+    }
+}
+
 /// What a program may be told of a node whose daemon is gone, or is not the primary.
 fn is_clean(error: &rusqlite::Error) -> bool {
     use ErrorCode::{CannotOpen, DatabaseBusy, NotADatabase, SystemIoFailure};
