@@ -376,6 +376,8 @@ impl Db {
             return Ok(());
         };
         if pages.pgnos().next().is_none() {
+            wal.show()
+                .map_err(DbError::io("publish", &self.paths.shm))?;
             return Ok(());
         }
         wal.append(&self.paths, pages)?;

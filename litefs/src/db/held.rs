@@ -8,7 +8,8 @@
 //! it changed pages of the transaction in place, the headers anew, that of the commit last.
 //!
 //! INV-HELD-1: what is in doubt is logged and not in the files; nothing is captured meanwhile, and the database changes
-//! hands with it: [`fence`](Db::fence) brings it into the WAL. Whether it stays is for the cluster to say.
+//! hands with it: [`fence`](Db::fence) brings it into the WAL, where no reader sees it. Whether it stays is for the cluster to
+//! say; once this node is level with a primary, or is one again, it is seen.
 //! INV-HELD-2: a commit that others have and whose write fails here (a full disk) is in doubt too: SQLite rolls it back.
 
 use std::fs::File;

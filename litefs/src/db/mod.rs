@@ -147,6 +147,8 @@ pub struct NodeContext {
     pub is_primary: AtomicBool,
     /// Some database has a commit in doubt.
     pub has_doubts: AtomicBool,
+    /// Set while readers may not see yet what a database here has, because it was in doubt.
+    pub has_unseen: AtomicBool,
     /// Whether it is about to give the role away: nothing new is begun.
     pub is_draining: AtomicBool,
     /// Whether it may become the primary while it runs: programs may then open databases for writing on a replica too.

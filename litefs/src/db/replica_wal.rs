@@ -30,8 +30,8 @@ use crate::disk::crash_point;
 use crate::ltx::{PageSize, Pgno};
 use crate::sqlite::locks::{LockRange, OfdLocks, db, shm as shm_lock};
 use crate::sqlite::wal::{
-    ByteOrder, WAL_FRAME_HEADER_LEN, WAL_HEADER_LEN, WalChecksum, WalFrameHeader, WalHeader,
-    WalSalts, frame_offset,
+    ByteOrder, WAL_FRAME_HEADER_LEN, WAL_HEADER_LEN, WalFrameHeader, WalHeader, WalSalts,
+    frame_offset,
 };
 use crate::sqlite::wal_index::{
     self, READ_MARK_COUNT, READ_MARK_UNUSED, Shm as _, WalIndex, WalIndexHeader,
@@ -61,6 +61,8 @@ pub(super) struct ReplicaWal {
     last_attempt: u32,
     /// Locks that keep readers from beginning transactions.
     held_off: Option<Vec<LockRange>>,
+    /// What readers go by, while they are not to see the last commit.
+    shown: Option<WalIndexHeader>,
 }
 
 impl ReplicaWal {
@@ -138,6 +140,7 @@ impl ReplicaWal {
             buffer: Vec::new(),
             last_attempt: 0,
             held_off: None,
+            shown: None,
         };
         replica_wal
             .tell_kernel(&replica_wal.wal, &with_suffix(&paths.relative, "-wal"))
@@ -219,6 +222,7 @@ impl ReplicaWal {
             buffer: Vec::new(),
             last_attempt: 0,
             held_off: None,
+            shown: None,
         })
     }
 
@@ -292,7 +296,46 @@ impl ReplicaWal {
     ///
     /// # Errors
     /// Disk; then nothing is visible and the same can be appended again.
-    pub(super) fn append(&mut self, paths: &DbPaths, pages: &dyn Pages) -> Result<u64, DbError> {
+    pub(super) fn append(&mut self, paths: &DbPaths, pages: &dyn Pages) -> Result<(), DbError> {
+        let header = self.write_frames(paths, pages)?;
+        crash_point(steps::REPLICA_WAL_PUBLISH);
+        self.publish(header)
+            .map_err(|e| DbError::io("publish", &paths.shm)(e))
+    }
+
+    /// Appends pages as one commit that readers see only once something follows it, or [`show`](Self::show) is called.
+    ///
+    /// # Errors
+    /// Disk; the same can be appended again.
+    pub(super) fn append_unseen(
+        &mut self,
+        paths: &DbPaths,
+        pages: &dyn Pages,
+    ) -> Result<(), DbError> {
+        let header = self.write_frames(paths, pages)?;
+        self.shown.get_or_insert(self.header);
+        self.header = header;
+        Ok(())
+    }
+
+    /// Lets readers see what was appended unseen. Returns whether there was something.
+    ///
+    /// # Errors
+    /// The wal-index cannot be written.
+    pub(super) fn show(&mut self) -> io::Result<bool> {
+        if self.shown.is_some() {
+            self.publish(self.header)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Writes frames, and returns the header by which they are seen.
+    fn write_frames(
+        &mut self,
+        paths: &DbPaths,
+        pages: &dyn Pages,
+    ) -> Result<WalIndexHeader, DbError> {
         let page_count = pages.page_count();
         let io = || DbError::io("write", &paths.wal);
         if self.header.mx_frame > 0 && self.index.backfill() == self.header.mx_frame {
@@ -313,7 +356,6 @@ impl ReplicaWal {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         let mut at = frame_offset(page_size, first);
-        let start = at;
         let last = pages.pgnos().next_back();
         for pgno in pages.pgnos() {
             let commit = if Some(pgno) == last { page_count } else { 0 };
@@ -343,10 +385,13 @@ impl ReplicaWal {
                 .append(frame_no, pgno)
                 .map_err(|e| DbError::io("grow", &paths.shm)(io::Error::other(e)))?;
         }
-        crash_point(steps::REPLICA_WAL_PUBLISH);
-        self.publish(frame_no, page_count, checksum)
-            .map_err(|e| DbError::io("publish", &paths.shm)(e))?;
-        Ok(at - start)
+        Ok(WalIndexHeader {
+            change: self.header.change.wrapping_add(1),
+            mx_frame: frame_no,
+            n_page: page_count,
+            frame_checksum: checksum,
+            ..self.header
+        })
     }
 
     /// Lets the kernel forget what it knows of a file that was written.
@@ -365,21 +410,10 @@ impl ReplicaWal {
         Ok(())
     }
 
-    fn publish(
-        &mut self,
-        mx_frame: u32,
-        n_page: u32,
-        frame_checksum: WalChecksum,
-    ) -> io::Result<()> {
-        let header = WalIndexHeader {
-            change: self.header.change.wrapping_add(1),
-            mx_frame,
-            n_page,
-            frame_checksum,
-            ..self.header
-        };
+    fn publish(&mut self, header: WalIndexHeader) -> io::Result<()> {
         self.index.publish(&header).map_err(io::Error::other)?;
         self.header = header;
+        self.shown = None;
         Ok(())
     }
 
@@ -394,8 +428,8 @@ impl ReplicaWal {
 
     /// Copies frames into the database file as far as no reader still needs the old pages. Returns whether all were.
     pub(super) fn checkpoint(&mut self, paths: &DbPaths) -> Result<bool, DbError> {
-        if self.held_off.is_some() {
-            return Ok(false); // it would let them in
+        if self.held_off.is_some() || self.shown.is_some() {
+            return Ok(false); // it would let them in, or see what they are not to
         }
         let mx_frame = self.header.mx_frame;
         self.last_attempt = mx_frame;
@@ -546,7 +580,7 @@ impl ReplicaWal {
         let Some(held) = self.held_off.take() else {
             return;
         };
-        if let Err(error) = self.index.publish(&self.header) {
+        if let Err(error) = self.index.publish(&self.shown.unwrap_or(self.header)) {
             tracing::error!(%error, "wal-index stays invalid: readers get SQLITE_PROTOCOL"); // its first block is there
         }
         for range in held {

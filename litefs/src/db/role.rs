@@ -333,7 +333,7 @@ impl Db {
         }
     }
 
-    /// Makes visible what is in doubt: the log has it, and whoever takes over decides.
+    /// Keeps what is in doubt for readers to see once it is decided: the log has it, and whoever takes over decides.
     fn put_in(
         &self,
         wal: &mut ReplicaWal,
@@ -342,7 +342,27 @@ impl Db {
         let Some(merged) = doubtful else {
             return Ok(());
         };
-        wal.append(&self.paths, &merged).map(drop)
+        wal.append_unseen(&self.paths, &merged)?;
+        self.node.has_unseen.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Lets readers see what was in doubt: the cluster's history has it.
+    ///
+    /// # Errors
+    /// The wal-index cannot be written.
+    pub fn show_decided(&self) -> Result<(), DbError> {
+        match &mut self.lock().replica_wal {
+            Some(wal) => match wal.show() {
+                Ok(true) => {
+                    tracing::warn!(db = %self.name, "a commit that was in doubt took place");
+                    Ok(())
+                }
+                Ok(false) => Ok(()),
+                Err(error) => Err(DbError::io("publish", &self.paths.shm)(error)),
+            },
+            None => Ok(()),
+        }
     }
 
     fn become_replica(&self, inner: &mut Inner, wal: ReplicaWal) {
@@ -401,6 +421,8 @@ impl Db {
         self.end_giving_way()?;
         if let Some(wal) = &mut inner.replica_wal {
             wal.write_header(&self.paths)?;
+            wal.show()
+                .map_err(|e| DbError::io("publish", &self.paths.shm)(e))?;
         }
         Self::forget_wal(&mut inner);
         let wal = inner.replica_wal.take();

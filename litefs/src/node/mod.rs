@@ -556,6 +556,7 @@ fn make_context(
         is_candidate: role == Role::Candidate,
         is_draining: AtomicBool::new(false),
         has_doubts: AtomicBool::new(false),
+        has_unseen: AtomicBool::new(false),
         was_primary: AtomicBool::new(data_dir.was_primary()),
         was_replica: AtomicBool::new(was_replica),
         passthrough: AtomicBool::new(config.fuse.passthrough == Passthrough::Auto),

@@ -519,6 +519,18 @@ impl Sink for Ports {
     fn heartbeat(&self, primary_ms: i64, caught_up: bool) {
         self.lag.heard(primary_ms, caught_up);
         if caught_up {
+            // The primary has all that is here, so what was in doubt is decided.
+            if self.node.has_unseen.swap(false, Ordering::AcqRel) {
+                let (store, node) = (self.store.clone(), self.node.clone());
+                tokio::task::spawn_blocking(move || {
+                    for db in store.all() {
+                        if let Err(error) = db.show_decided() {
+                            node.has_unseen.store(true, Ordering::Release); // at the next heartbeat
+                            tracing::error!(db = %db.name(), error = chain(&error), "readers do not see the last commit yet");
+                        }
+                    }
+                });
+            }
             // What the primary does not know yet may come to have its name there.
             if !self.has_own.load(Ordering::Acquire)
                 && self.node.was_primary.swap(false, Ordering::AcqRel)

@@ -444,6 +444,13 @@ fn a_commit_without_a_quorum_is_in_doubt_until_there_is_one() {
         }
         let refused = db.execute("INSERT INTO t(v) VALUES('doubt')", []);
         assert!(refused.is_err(), "{mode}: a commit without a quorum");
+        wait_for("the doubt to be kept", || {
+            let log = cluster.nodes[primary].log();
+            log.contains("read-only until a quorum has it") || log.contains("no longer the primary")
+        });
+        for reader in [&db, &cluster.nodes[primary].open("a.db")] {
+            assert_eq!(count(reader), 1, "{mode}: nobody sees what is in doubt");
+        }
         for other in cluster.others(primary) {
             cluster.nodes[other].launch();
         }
