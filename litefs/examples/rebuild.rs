@@ -163,6 +163,7 @@ fn replica(root: &Path) -> NodeContext {
         is_candidate: false,
         is_draining: AtomicBool::new(false),
         has_doubts: AtomicBool::new(false),
+        has_unseen: AtomicBool::new(false),
         disk: Arc::new(RealDisk),
         files: root.join("files"),
         metas: root.join("dbs"),

@@ -158,11 +158,14 @@ impl LiteVolume {
             Role::Wal(main) => self.has_main(&main),
             _ => self.store.at(path).is_some() || may_become_database(&self.node.files.join(path)),
         };
+        // What this start has not found out yet is unknown too (INV-QUORUM-3).
         let is_held = || match Role::of(path) {
-            Role::Wal(main) => main
-                .to_str()
-                .and_then(|name| name.parse().ok())
-                .is_some_and(|name| self.node.gate_of(&name).is_some()),
+            Role::Wal(main) => {
+                let name = main.to_str().and_then(|name| name.parse().ok());
+                name.is_some_and(|name| {
+                    self.node.gate.get().is_none() || self.node.gate_of(&name).is_some()
+                })
+            }
             _ => false,
         };
         match self.node.is_candidate && (is_held() || !self.node.shm_is_shared() && is_database()) {
